@@ -1,0 +1,1 @@
+"""Kafka usage events in, settled PacSpace balances out: nothing lost, nothing counted twice."""
