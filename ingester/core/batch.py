@@ -1,0 +1,162 @@
+"""Gathers a partition's records into batches: one request each, with frozen boundaries and bytes.
+
+A batch covers every record of `[first_offset, next_offset)`: those that became items, in offset
+order, and those that were rejected. Its body depends on the records and the limits alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ingester.core.event import Decode, Rejection
+from ingester.core.record import Record, TopicPartition
+
+_BODY_START = b'{"items":['
+_BODY_END = b"]}"
+_ENVELOPE_BYTES = len(_BODY_START) + len(_BODY_END)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that is not sent, and why."""
+
+    record: Record
+    rejection: Rejection
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """One request. `items_count` is zero when every record of the range was rejected."""
+
+    partition: TopicPartition
+    epoch: int
+    first_offset: int
+    next_offset: int
+    items_count: int
+    bits: int
+    body: bytes
+    idempotency_key: str
+    dead_letters: tuple[DeadLetter, ...]
+    buffered_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.partition}[{self.first_offset},{self.next_offset})"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """When a batch is cut: at whichever limit is reached first."""
+
+    items_max: int
+    body_bytes_max: int
+    linger_seconds: float
+
+
+@dataclass(slots=True)
+class BatchBuilder:
+    """The one open batch of a partition; `extend` fills it, each cut empties it."""
+
+    partition: TopicPartition
+    epoch: int
+    limits: BatchLimits
+    decode: Decode
+    _encoded: list[bytes] = field(default_factory=list)
+    _dead_letters: list[DeadLetter] = field(default_factory=list)
+    _bits: int = 0
+    _body_bytes: int = _ENVELOPE_BYTES
+    _value_bytes: int = 0
+    _first: Record | None = None
+    _last: Record | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._first is not None
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of the values in the open batch."""
+        return self._value_bytes
+
+    def extend(self, records: Iterable[Record]) -> list[Batch]:
+        """Take records in offset order; return the batches that they filled.
+
+        A record that is no usage event stays in the batch as a dead letter and changes nothing for
+        its neighbours; so does one whose item alone exceeds `body_bytes_max`.
+        """
+        batches: list[Batch] = []
+        decode, limits = self.decode, self.limits
+        body_bytes_max, items_max = limits.body_bytes_max, limits.items_max
+        for record in records:
+            value = record.value
+            decoded = decode(value)
+            if type(decoded) is tuple:
+                event, encoded = decoded
+                item_bytes = len(encoded) + 1  # its comma
+                if self._body_bytes + item_bytes > body_bytes_max and self._encoded:
+                    batches.append(self.cut())
+                if _ENVELOPE_BYTES + item_bytes > body_bytes_max:
+                    self._dead_letters.append(_too_large(record, len(encoded), body_bytes_max))
+                else:
+                    self._encoded.append(encoded)
+                    self._body_bytes += item_bytes
+                    self._bits += event.bits
+            else:
+                assert isinstance(decoded, Rejection)
+                self._dead_letters.append(DeadLetter(record, decoded))
+            if self._first is None:
+                self._first = record
+            self._last = record
+            if value is not None:
+                self._value_bytes += len(value)
+            if len(self._encoded) + len(self._dead_letters) >= items_max:
+                batches.append(self.cut())
+        return batches
+
+    def cut(self) -> Batch:
+        """Close the open batch, whatever its size, and return it."""
+        first, last = self._first, self._last
+        assert first is not None
+        assert last is not None
+        body = _BODY_START + b",".join(self._encoded) + _BODY_END
+        batch = Batch(
+            partition=self.partition,
+            epoch=self.epoch,
+            first_offset=first.offset,
+            next_offset=last.offset + 1,
+            items_count=len(self._encoded),
+            bits=self._bits,
+            body=body,
+            idempotency_key=_idempotency_key(self.partition, first, last),
+            dead_letters=tuple(self._dead_letters),
+            buffered_bytes=self._value_bytes,
+        )
+        self.discard()
+        return batch
+
+    def discard(self) -> None:
+        """Forget what is gathered; the records will be read again from the committed offset."""
+        self._encoded = []
+        self._dead_letters = []
+        self._bits = 0
+        self._body_bytes = _ENVELOPE_BYTES
+        self._value_bytes = 0
+        self._first = self._last = None
+
+
+def _too_large(record: Record, item_bytes: int, body_bytes_max: int) -> DeadLetter:
+    detail = (
+        f"the item takes {item_bytes} bytes and does not fit a request of {body_bytes_max} bytes"
+        " (INGESTER_BODY_BYTES_MAX)"
+    )
+    return DeadLetter(record, Rejection("item_too_large", detail))
+
+
+def _idempotency_key(partition: TopicPartition, first: Record, last: Record) -> str:
+    """Name the range, not the attempt; the timestamps tell a topic from a namesake made anew."""
+    name = (
+        f"{partition.topic}/{partition.partition}/{first.offset}/{last.offset + 1}"
+        f"/{first.timestamp}/{last.timestamp}"
+    )
+    return "ingester-" + hashlib.blake2b(name.encode(), digest_size=20).hexdigest()

@@ -1,0 +1,272 @@
+"""What a response means: the one table from an answer, or its absence, to what is done about it.
+
+A write counts as acknowledged only by its body. Whatever may have been applied is in doubt and is
+sent again under the same key; what certainly was not is deferred. Nothing is given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Literal
+
+import msgspec
+
+_QUOTED_MAX = 300  # characters of a foreign body in a sentence of ours
+RETRY_AFTER_SECONDS_MAX = 24 * 3600.0
+"""Longest wait an endpoint may ask for; a longer one is asked again after this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer as it came over the wire; header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NothingSent:
+    """The request did not leave: no address, no connection, no TLS session."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLost:
+    """The request left, or may have, and no whole answer came back."""
+
+    reason: str
+
+
+Answer = Response | NothingSent | AnswerLost
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """PacSpace took the whole batch and named it."""
+
+    batch_id: str
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Certainly not applied; to be sent again after a backoff."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InDoubt:
+    """Perhaps applied; the same bytes go again under the same key."""
+
+    reason: str
+    status: int | None
+    retry_after_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Throttled:
+    """Not applied, and no request of ours is wanted for a while."""
+
+    reason: str
+    status: int
+    retry_after_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Not applied, and no other request would be, until somebody changes something."""
+
+    reason: str
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Not applied because of what is in the batch; the same bytes will not pass."""
+
+    reason: str
+    status: int
+    meaning: Literal["conflict", "too_large", "invalid"]
+
+
+Outcome = Acknowledged | Deferred | InDoubt | Throttled | Blocked | Refused
+
+Meaning = Literal["in_doubt", "throttled", "blocked", "conflict", "too_large", "invalid"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the table for answers that are no acknowledgement."""
+
+    statuses: frozenset[int]
+    meaning: Meaning
+    why: str
+
+
+TABLE: tuple[Row, ...] = (
+    Row(
+        frozenset({408, 500, 502, 503, 504}),
+        "in_doubt",
+        "a gateway or a failing server may have passed the write on before it answered",
+    ),
+    Row(
+        frozenset({429}),
+        "throttled",
+        "refused before it was looked at; the limit is the account's, so every request waits",
+    ),
+    Row(
+        frozenset({401, 402, 403, 412}),
+        "blocked",
+        "key, credit, permission or environment: true of every request until somebody acts",
+    ),
+    Row(
+        frozenset({409}),
+        "conflict",
+        "the key was used with another body: two histories of one range, for a human to judge",
+    ),
+    Row(frozenset({413}), "too_large", "a limit on the body, not on what is in it"),
+    Row(
+        frozenset({400, 422}),
+        "invalid",
+        "at least one item will never pass; the others are innocent",
+    ),
+)
+_MEANINGS: dict[int, Meaning] = {status: row.meaning for row in TABLE for status in row.statuses}
+
+
+def judge(answer: Answer, *, items_count: int, now: datetime) -> Outcome:
+    """Say what became of a write of `items_count` items; `now` is for dates in Retry-After.
+
+    A status outside the table (404, 405, redirects, ...) is the wrong URL or a proxy in between:
+    blocked, because whoever answered is not the writes endpoint.
+    """
+    if isinstance(answer, NothingSent):
+        return Deferred(answer.reason)
+    if isinstance(answer, AnswerLost):
+        return InDoubt(answer.reason, status=None)
+    if 200 <= answer.status < 300:
+        return _judge_success(answer, items_count, now)
+    details = read_envelope(answer.body)
+    reason = f"HTTP {answer.status}: {details.sentence(answer.body)}"
+    retry_after_seconds = _retry_after_seconds(answer, details, now)
+    match _MEANINGS.get(answer.status):
+        case "in_doubt":
+            return InDoubt(reason, answer.status, retry_after_seconds)
+        case "throttled":
+            return Throttled(reason, answer.status, retry_after_seconds)
+        case "blocked":
+            return Blocked(reason, answer.status)
+        case "conflict" | "too_large" | "invalid" as meaning:
+            return Refused(reason, answer.status, meaning)
+        case None:
+            return Blocked(f"{reason} (is INGESTER_PACSPACE_URL right?)", answer.status)
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What the API's envelopes agree on, in whichever spelling it came."""
+
+    is_api: bool
+    code: str | None = None
+    message: str | None = None
+    retry_after_seconds: float | None = None
+
+    def sentence(self, body: bytes) -> str:
+        """Code and message, or the beginning of a body that is not the API's."""
+        if self.is_api:
+            return ": ".join(part for part in (self.code, self.message) if part) or "no message"
+        text = " ".join(body.decode("utf-8", "replace").split())
+        return f"not PacSpace's envelope: {text[:_QUOTED_MAX]!r}" if text else "an empty body"
+
+
+def read_envelope(body: bytes) -> Envelope:
+    """Read an error body: `error` as a string or an object, members on top, or no JSON at all."""
+    document = _decode(body)
+    if not isinstance(document, dict):
+        return Envelope(is_api=False)
+    error = document.get("error")
+    inner = error if isinstance(error, dict) else document
+    code = inner.get("code")
+    message = inner.get("message", document.get("message"))
+    if isinstance(message, list):
+        message = "; ".join(str(part) for part in message)
+    if message is None and isinstance(error, str):
+        message = error
+    seconds = inner.get("retryAfterSeconds", document.get("retryAfterSeconds"))
+    return Envelope(
+        is_api=isinstance(message, str) or isinstance(code, str),
+        code=code if isinstance(code, str) else None,
+        message=str(message)[:_QUOTED_MAX] if message is not None else None,
+        retry_after_seconds=_bounded(seconds),
+    )
+
+
+def _judge_success(answer: Response, items_count: int, now: datetime) -> Outcome:
+    document = _decode(answer.body)
+    data = document.get("data") if isinstance(document, dict) else None
+    if not isinstance(data, dict):
+        details = read_envelope(answer.body)
+        return InDoubt(
+            f"HTTP {answer.status} without an acknowledgement: {details.sentence(answer.body)}",
+            answer.status,
+            _retry_after_seconds(answer, details, now),
+        )
+    # Both spellings are in the field: `batchId` in older answers, `requestId` in newer ones.
+    batch_id = data.get("batchId") or data.get("requestId")
+    if not isinstance(batch_id, str) or not batch_id.strip():
+        return InDoubt(f"HTTP {answer.status} without a batch id", answer.status)
+    count = data.get("itemCount", items_count)
+    if type(count) is not int or count != items_count:
+        return InDoubt(
+            f"HTTP {answer.status}, batch {batch_id[:_QUOTED_MAX]}: itemCount is {count!r:.40},"
+            f" {items_count} were sent",
+            answer.status,
+        )
+    return Acknowledged(batch_id, answer.status)
+
+
+def _decode(body: bytes) -> object:
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _retry_after_seconds(answer: Response, details: Envelope, now: datetime) -> float | None:
+    """Body before header; the header as seconds or as an HTTP-date."""
+    if details.retry_after_seconds is not None:
+        return details.retry_after_seconds
+    header = answer.headers.get("retry-after", "").strip()
+    if header.isascii() and header.isdigit():
+        return min(float(header), RETRY_AFTER_SECONDS_MAX)
+    try:
+        date = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return _bounded((date - now).total_seconds())
+
+
+def _bounded(seconds: object) -> float | None:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return None
+    return min(max(float(seconds), 0.0), RETRY_AFTER_SECONDS_MAX)
+
+
+def backoff_seconds(
+    attempts: int, *, jitter: float, seconds_min: float, seconds_max: float
+) -> float:
+    """Return the wait before the next attempt: exponential, full jitter above the minimum.
+
+    `attempts` counts those made, from 1; `jitter` is from [0, 1). The exponent is bounded so that a
+    batch that has been tried for days does not overflow.
+    """
+    ceiling = min(seconds_max, seconds_min * 2.0 ** min(attempts, 32))
+    return seconds_min + (ceiling - seconds_min) * jitter

@@ -1,0 +1,198 @@
+"""Decides which batch is sent when: turns between partitions, attempts, backoff, holds.
+
+At most `requests_in_flight_max` batches are under way, those waiting for another attempt included,
+so an endpoint that is down sees that many requests per backoff and no more. A hold (429, or a sink
+that refuses everything) stops all of them; after it one request goes alone until one succeeds.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import assert_never
+
+from ingester.core.batch import Batch
+from ingester.core.delivery import (
+    Acknowledged,
+    Blocked,
+    Deferred,
+    InDoubt,
+    Refused,
+    Throttled,
+    backoff_seconds,
+)
+from ingester.core.messages import AttemptEnded, Limits
+from ingester.core.record import TopicPartition
+
+_PROBE_ATTEMPTS = 4  # where the backoff of a hold begins: about 16 times the minimum
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """A batch on its way, from its cut until it is settled or forgotten."""
+
+    batch: Batch
+    attempts: int = 0
+    not_before: float = 0.0
+    """When the endpoint wants it again at the earliest; written by each failed attempt."""
+    in_doubt: bool = False
+    """Set by the first attempt that may have been applied; such a batch is not given up."""
+    items_pending: bool = True
+    """Until the acknowledgement; False from the start when there are no items."""
+    dead_letters_pending: bool = True
+    """Until they are written; False from the start when there are none."""
+    write_attempts: int = 0
+
+    @property
+    def settled(self) -> bool:
+        return not self.items_pending and not self.dead_letters_pending
+
+
+class Dispatcher:
+    """Holds every batch whose items are not acknowledged; each is ready, in flight or waiting."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._ready: OrderedDict[TopicPartition, deque[Delivery]] = OrderedDict()
+        # Filled by `add` and by holds; the first partition has the next turn. No deque is empty.
+        self._retries: deque[Delivery] = deque()
+        # Tried before and due again: they go ahead of all that is ready.
+        self._waiting: list[tuple[float, int, Delivery]] = []
+        # A heap by due time; emptied into `_retries` when due.
+        self._sequence = count()  # breaks ties in the heap: first come, first served
+        self._in_flight: set[Delivery] = set()
+        self._failures_in_row = 0  # attempts without a success between them, of any batch
+        self._held_until = 0.0
+        self._holds = 0  # in a row without a success between them; above 0 one request goes alone
+        self.blocked: Blocked | None = None
+        # Why the endpoint refuses everything; set and emptied by the answers.
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._in_flight)
+
+    @property
+    def idle(self) -> bool:
+        return not (self._in_flight or self._waiting or self._retries or self._ready)
+
+    def wake_at(self) -> float | None:
+        """Return when something can start that cannot start now."""
+        times = [self._waiting[0][0]] if self._waiting else []
+        if (self._retries or self._ready) and self._slots():
+            times.append(self._held_until)
+        return min(times, default=None)
+
+    def add(self, delivery: Delivery) -> None:
+        """Queue a batch behind those of its partition."""
+        self._ready.setdefault(delivery.batch.partition, deque()).append(delivery)
+
+    def start(self, now: float) -> Iterator[Delivery]:
+        """Take every delivery that may start now; each is in flight and one attempt older."""
+        while self._waiting and self._waiting[0][0] <= now:
+            self._retries.append(heapq.heappop(self._waiting)[2])
+        while now >= self._held_until and self._slots() and (self._retries or self._ready):
+            delivery = self._retries.popleft() if self._retries else self._next_turn()
+            delivery.attempts += 1
+            self._in_flight.add(delivery)
+            yield delivery
+
+    def ended(self, delivery: Delivery, fact: AttemptEnded, now: float) -> None:
+        """Take the end of an attempt: put it off, hold everything, or let it go."""
+        self._in_flight.remove(delivery)
+        outcome = fact.outcome
+        backoff = self._backoff(delivery.attempts, fact.jitter)
+        match outcome:
+            case Acknowledged():
+                self._succeeded(now)
+            case Deferred():
+                self._failed(delivery, now + backoff, not_before=now)
+            case InDoubt():
+                delivery.in_doubt = True
+                not_before = now + (outcome.retry_after_seconds or 0.0)
+                self._failed(delivery, max(now + backoff, not_before), not_before)
+            case Throttled() | Blocked():
+                self._hold(outcome, fact.jitter, now)
+                self._retries.append(delivery)
+            case Refused():
+                pass  # the pipeline halts the partition
+            case _:
+                assert_never(outcome)
+
+    def forget_unsent(self, partition: TopicPartition | None = None) -> list[Delivery]:
+        """Drop and return what no attempt can have written, of one partition or of all."""
+
+        def goes(delivery: Delivery) -> bool:
+            mine = partition is None or delivery.batch.partition == partition
+            return mine and not delivery.in_doubt
+
+        names = list(self._ready) if partition is None else [partition]
+        forgotten = [delivery for name in names for delivery in self._ready.pop(name, ())]
+        forgotten += [delivery for delivery in self._retries if goes(delivery)]
+        forgotten += [delivery for _, _, delivery in self._waiting if goes(delivery)]
+        self._retries = deque(delivery for delivery in self._retries if not goes(delivery))
+        self._waiting = [entry for entry in self._waiting if not goes(entry[2])]
+        heapq.heapify(self._waiting)
+        return forgotten
+
+    def clear(self) -> None:
+        """Drop everything; answers that are still to come belong to nobody."""
+        self._ready.clear()
+        self._retries.clear()
+        self._waiting.clear()
+        self._in_flight.clear()
+
+    def _slots(self) -> int:
+        """Requests that may start; one at a time while nothing has succeeded since a hold."""
+        if self._holds:
+            return 1 - len(self._in_flight)
+        under_way = len(self._in_flight) + len(self._waiting)
+        return max(0, self._limits.requests_in_flight_max - under_way)
+
+    def _next_turn(self) -> Delivery:
+        partition, queue = self._ready.popitem(last=False)
+        delivery = queue.popleft()
+        if queue:
+            self._ready[partition] = queue
+        return delivery
+
+    def _failed(self, delivery: Delivery, due: float, not_before: float) -> None:
+        self._failures_in_row += 1
+        delivery.not_before = not_before
+        heapq.heappush(self._waiting, (due, next(self._sequence), delivery))
+
+    def _succeeded(self, now: float) -> None:
+        """After an outage try at once what was put off; a batch failing alone stays backed off."""
+        was_outage = self._failures_in_row > len(self._waiting)
+        self._failures_in_row = 0
+        if now >= self._held_until:  # an answer from before the hold does not lift it
+            self._holds = 0
+            self.blocked = None
+        if was_outage:
+            self._waiting = [(entry.not_before, tie, entry) for _, tie, entry in self._waiting]
+            heapq.heapify(self._waiting)
+
+    def _hold(self, outcome: Throttled | Blocked, jitter: float, now: float) -> None:
+        if isinstance(outcome, Blocked):
+            self.blocked = outcome
+        # Requests that were in flight together all bring the same news: it counts once.
+        if now >= self._held_until:
+            self._holds += 1
+        wait = self._backoff(self._holds + _PROBE_ATTEMPTS, jitter)
+        if isinstance(outcome, Throttled) and outcome.retry_after_seconds is not None:
+            wait = outcome.retry_after_seconds + wait * _RETRY_AFTER_SPREAD
+        self._held_until = max(self._held_until, now + wait)
+
+    def _backoff(self, attempts: int, jitter: float) -> float:
+        return backoff_seconds(
+            attempts,
+            jitter=jitter,
+            seconds_min=self._limits.backoff_seconds_min,
+            seconds_max=self._limits.backoff_seconds_max,
+        )
+
+
+_RETRY_AFTER_SPREAD = 0.05
+"""Share of the backoff added to Retry-After, so that workers do not come back all at once."""

@@ -1,0 +1,190 @@
+"""Decides whether a record's value is a usage event, and encodes the item that is sent for it.
+
+What was validated is what is sent: an item is encoded from the decoded event, never copied from
+the record, and the same value gives the same bytes on every worker. Metadata is the producer's own
+and is passed on character by character: large integers and decimals stay as they were written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+
+BITS_MIN = -(2**63)
+BITS_MAX = 2**63 - 1
+NESTING_MAX = 128
+"""Levels of objects and arrays in one value. A bound of our own, because the decoder's depends on
+how deep the caller's stack is, and two workers must judge a record alike."""
+
+RejectionCode = Literal[
+    "duplicated_member",
+    "empty_string",
+    "invalid_json",
+    "invalid_utf8",
+    "item_too_large",
+    "missing_member",
+    "nesting_too_deep",
+    "out_of_range",
+    "tombstone",
+    "unknown_member",
+    "wrong_type",
+]
+UnknownMembers = Literal["refuse", "ignore"]
+
+_NonEmpty = Annotated[str, msgspec.Meta(min_length=1)]
+_Bits = Annotated[int, msgspec.Meta(ge=BITS_MIN, le=BITS_MAX)]
+
+
+class UsageEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One use of a metered thing, in the API's item shape; `bits` is a signed delta."""
+
+    key: _NonEmpty
+    accountId: _NonEmpty  # noqa: N815 -- the API's own spelling, so that encoding needs no mapping
+    bits: _Bits
+    metadata: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _StrictUsageEvent(UsageEvent, frozen=True, gc=False, forbid_unknown_fields=True):
+    """Refuses members that the API does not document."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a value is not a usage event: a closed code, and a sentence that names the member."""
+
+    code: RejectionCode
+    detail: str
+
+
+Decode = Callable[[bytes | None], tuple[UsageEvent, bytes] | Rejection]
+
+_encode = msgspec.json.Encoder().encode
+
+# The shortest text a repeated member can take: `"bits":1,`. Encoding drops repetitions and never
+# lengthens anything, so a value less than this much longer than its encoding has none. It spares
+# 0.4 us an event the search for them; the usual ", " and ": " of other encoders stay below it.
+_REPETITION_BYTES_MIN = 9
+_QUOTED_MAX = 100  # characters of a producer's text in a sentence of ours
+_MEMBER_TOKENS = (b'"key"', b'"accountId"', b'"bits"', b'"metadata"')
+_MEMBERS = frozenset(UsageEvent.__struct_fields__)
+
+
+def event_decoder(unknown_members: UnknownMembers) -> Decode:
+    """Return the function that turns a record's value into (event, encoded item) or a rejection."""
+    event_type = _StrictUsageEvent if unknown_members == "refuse" else UsageEvent
+    decode_json = msgspec.json.Decoder(event_type).decode
+
+    def decode(value: bytes | None) -> tuple[UsageEvent, bytes] | Rejection:
+        if value is None:
+            return Rejection("tombstone", "the record has no value (a tombstone)")
+        # A value of 256 bytes cannot nest deeper than 128 levels: most are spared the look.
+        if len(value) > 2 * NESTING_MAX and _nests_too_deep(value):
+            return Rejection(
+                "nesting_too_deep", f"the value nests deeper than {NESTING_MAX} levels"
+            )
+        try:
+            event = decode_json(value)
+            # The decoder checks the encoding of the strings it builds, not of raw metadata.
+            if not value.isascii():
+                value.decode()
+        except UnicodeDecodeError as error:
+            return Rejection("invalid_utf8", f"the value is not UTF-8 at byte {error.start}")
+        except msgspec.ValidationError as error:
+            return _violation(str(error))
+        except msgspec.DecodeError as error:
+            return Rejection("invalid_json", f"the value is not JSON: {error}")
+        encoded = _encode(event)
+        if event.metadata is not msgspec.UNSET and not encoded.endswith(b"}}"):
+            if bytes(event.metadata) != b"null":
+                return Rejection("wrong_type", "`metadata` must be an object")
+            event = event_type(event.key, event.accountId, event.bits)
+            encoded = _encode(event)
+        if len(value) - len(encoded) >= _REPETITION_BYTES_MIN:
+            repeated = _repeated_member(value)
+            if repeated is not None:
+                return Rejection("duplicated_member", f"`{repeated}` occurs more than once")
+        return event, encoded
+
+    return decode
+
+
+def _nests_too_deep(value: bytes) -> bool:
+    """Count brackets outside strings; text that is no JSON may be judged either way."""
+    if value.count(b"{") + value.count(b"[") <= NESTING_MAX:
+        return False
+    depth = 0
+    for token in re.finditer(rb'"(?:[^"\\]|\\.)*"|[][{}]', value, re.DOTALL):
+        first = token.group()[0]
+        if first in b"{[":
+            depth += 1
+            if depth > NESTING_MAX:
+                return True
+        elif first in b"}]":
+            depth -= 1
+    return False
+
+
+def _repeated_member(value: bytes) -> str | None:
+    """Name the first event member that occurs twice at the top level, however it is escaped."""
+    if b"\\" not in value and all(value.count(token) <= 1 for token in _MEMBER_TOKENS):
+        return None
+    repeated: list[str] = []
+
+    def look(pairs: list[tuple[str, object]]) -> object:
+        # Called for every object, the outermost last: only what it finds last counts.
+        names = [name for name, _ in pairs if name in _MEMBERS]
+        repeated[:] = [name for name in names if names.count(name) > 1]
+        return None
+
+    # Numbers are not looked at, and need not fit anything.
+    json.loads(value, object_pairs_hook=look, parse_int=str, parse_float=str)
+    return repeated[0] if repeated else None
+
+
+_VIOLATIONS: tuple[tuple[re.Pattern[str], RejectionCode, str], ...] = (
+    (
+        re.compile(r"Object missing required field `(?P<member>.*)`$"),
+        "missing_member",
+        "`{member}` is missing",
+    ),
+    (
+        re.compile(r"Object contains unknown field `(?P<member>.*)`$", re.DOTALL),
+        "unknown_member",
+        "`{member}` is not a member of an item (INGESTER_UNKNOWN_MEMBERS=ignore lets it pass)",
+    ),
+    (
+        re.compile(r"Expected `str` of length >= 1 - at `\$\.(?P<member>.*)`$"),
+        "empty_string",
+        "`{member}` must not be empty",
+    ),
+    (
+        re.compile(r"Expected `int` [<>]= -?\d+ - at `\$\.(?P<member>.*)`$"),
+        "out_of_range",
+        f"`{{member}}` must be from {BITS_MIN} to {BITS_MAX}",
+    ),
+    (
+        re.compile(r"Expected `(?P<want>.*)`, got `(?P<got>.*)` - at `\$\.(?P<member>.*)`$"),
+        "wrong_type",
+        "`{member}` must be of type {want}, not {got}",
+    ),
+    (
+        re.compile(r"Expected `object`, got `(?P<got>.*)`$"),
+        "wrong_type",
+        "the value must be an object, not {got}",
+    ),
+)
+
+
+def _violation(message: str) -> Rejection:
+    """Translate the decoder's sentence into a code of ours and a sentence that names the member."""
+    for pattern, code, sentence in _VIOLATIONS:
+        found = pattern.match(message)
+        if found:
+            parts = {name: part[:_QUOTED_MAX] for name, part in found.groupdict().items()}
+            return Rejection(code, sentence.format(**parts))
+    return Rejection("wrong_type", message)

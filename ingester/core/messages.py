@@ -1,0 +1,182 @@
+"""The core's vocabulary: what the shells report (facts, past) and what they are to do (commands).
+
+Facts come per fetch and per batch, never per record. `jitter` is a number from [0, 1) that the
+shell draws, so that the core stays deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ingester.core.batch import Batch, BatchLimits
+from ingester.core.delivery import Outcome
+from ingester.core.record import Record, TopicPartition
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds that the pipeline keeps to; each is a setting of the same name."""
+
+    batch: BatchLimits
+    requests_in_flight_max: int
+    buffer_bytes_max: int
+    backoff_seconds_min: float
+    backoff_seconds_max: float
+    commit_interval_seconds: float
+
+
+# -- facts ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionsAssigned:
+    """The group gave this worker these partitions, and no others."""
+
+    partitions: Sequence[TopicPartition]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsFetched:
+    """Records of each partition, in offset order, following those fetched before."""
+
+    records: Mapping[TopicPartition, Sequence[Record]]
+
+
+@dataclass(frozen=True, slots=True)
+class PositionLost:
+    """The log no longer holds the offset that is to be read next."""
+
+    partition: TopicPartition
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """A batch that `SendBatch` named has its answer, or certainly none."""
+
+    batch: Batch
+    outcome: Outcome
+    jitter: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLettersWritten:
+    """All dead letters of the batch are acknowledged by the broker."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLettersNotWritten:
+    """At least one dead letter of the batch is not acknowledged; all will be written again."""
+
+    batch: Batch
+    jitter: float
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetsCommitted:
+    """The coordinator stored these offsets."""
+
+    offsets: Mapping[TopicPartition, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CommitFailed:
+    """The commit was refused or its answer lost."""
+
+    jitter: float
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationStarted:
+    """All partitions are about to go: finish what is in doubt, begin nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionsRevoked:
+    """All partitions are gone, with whatever is unsettled."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """The worker is to stop: settle what has been read, read no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The time that `Pipeline.wake_at` named has come."""
+
+
+Fact = (
+    PartitionsAssigned
+    | RecordsFetched
+    | PositionLost
+    | AttemptEnded
+    | DeadLettersWritten
+    | DeadLettersNotWritten
+    | OffsetsCommitted
+    | CommitFailed
+    | RevocationStarted
+    | PartitionsRevoked
+    | DrainRequested
+    | Tick
+)
+
+
+# -- commands ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SendBatch:
+    """Post the batch's body under its key; `attempt` counts from 1."""
+
+    batch: Batch
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteDeadLetters:
+    """Write all dead letters of the batch and wait until the broker has them."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class CommitOffsets:
+    """Commit these next offsets in one request; the next commit waits for its end."""
+
+    offsets: Mapping[TopicPartition, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PausePartitions:
+    """Fetch no more of these until they are resumed."""
+
+    partitions: frozenset[TopicPartition]
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePartitions:
+    """Fetch these again."""
+
+    partitions: frozenset[TopicPartition]
+
+
+@dataclass(frozen=True, slots=True)
+class HaltPartition:
+    """Stop this partition until an operator acts; nothing past its committed offset is lost."""
+
+    partition: TopicPartition
+    reason: str
+
+
+Command = (
+    SendBatch
+    | WriteDeadLetters
+    | CommitOffsets
+    | PausePartitions
+    | ResumePartitions
+    | HaltPartition
+)
