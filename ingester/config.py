@@ -94,7 +94,7 @@ def load(model: type[M], *, environ: Mapping[str, str], config_file: Path | None
     except ValidationError as error:
         for details in error.errors():
             problems += _explain(details, model, spelling)
-    if problems:
+    if problems:  # outside of the except: what pydantic raised would show the values, secrets too
         raise ConfigurationError(
             "the settings cannot be used:\n"
             + "".join(f"  {redact(problem)}\n" for problem in problems)

@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, ByteSize, SecretStr
 
+from ingester.wire import API_KEY_FORM
+
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 TOPIC_NAME_LENGTH_MAX: Final = 249  # Kafka's own: a longer name cannot be a log directory
 
-_API_KEY = re.compile(r"(pk_(?:live|test)_[!-\-/-~]+)\.[!-~]+")
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _TOPIC_NAME = re.compile(rf"(?!\.{{1,2}}$)[A-Za-z0-9._-]{{1,{TOPIC_NAME_LENGTH_MAX}}}")
 _SECRETS = re.compile(r"(://)[^/@\s]+(?=@)|(pk_(?:live|test)_[^.\s]+\.)[^*\s]\S*")
@@ -50,8 +51,8 @@ def show(value: object) -> str:
         case None:
             return "unset"
         case SecretStr():
-            key = _API_KEY.fullmatch(value.get_secret_value())
-            return f"{key[1]}.***" if key else "***"
+            key = API_KEY_FORM.fullmatch(value.get_secret_value())
+            return f"pk_{key['environment']}_{key['public']}.***" if key else "***"
         case Address():
             return str(value)
         case tuple():
@@ -133,8 +134,8 @@ def _base_url(value: object) -> object:
 def _api_key(value: object) -> object:
     if isinstance(value, str):
         value = value.strip()  # a key read from a file tends to bring its line end along
-        if not _API_KEY.fullmatch(value):
-            raise ValueError("should have the form pk_{live|test}_PUBLIC.SECRET")
+        if not (API_KEY_FORM.fullmatch(value) and value.isascii() and value.isprintable()):
+            raise ValueError("should have the form pk_{live,test}_PUBLIC.SECRET")
     return value
 
 

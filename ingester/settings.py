@@ -54,7 +54,9 @@ class Contradiction(NamedTuple):
 class Group(BaseModel):
     """Settings that are loaded together."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     def shown(self, name: str) -> str:
         """A setting's value as an operator would write it, secrets redacted."""
@@ -150,9 +152,7 @@ class PacspaceSettings(Group):
     """How to reach PacSpace."""
 
     pacspace_url: BaseUrl = Field(description="Base URL of PacSpace, without a path.")
-    pacspace_api_key: ApiKey = Field(
-        description="API key, `pk_live_PUBLIC.SECRET` or `pk_test_PUBLIC.SECRET`."
-    )
+    pacspace_api_key: ApiKey = Field(description="API key, `pk_{live,test}_PUBLIC.SECRET`.")
     # A connection takes milliseconds; after two minutes the operating system itself gives up.
     connect_timeout_seconds: Seconds = Field(
         5, ge=0.1, le=120, description="Longest wait for a connection, TLS included."

@@ -1,0 +1,342 @@
+"""`ingester check`: the settings in effect, and whether the worker could work with them.
+
+Looks only: nothing is created, joined or written. Every failure says what to do about it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol
+
+import msgspec
+import typer
+
+from ingester.config import Loaded, Settings, environment_name, load
+from ingester.core.delivery import Answer, AnswerLost, NothingSent, Response, read_envelope
+from ingester.errors import (
+    EXIT_OK,
+    ConfigurationError,
+    IngesterError,
+    RefusedError,
+    UnavailableError,
+)
+from ingester.kafka_admin import DEAD_LETTER_TOPIC_CONFIG, KafkaAdmin, KafkaFacts
+from ingester.pacspace import PacspaceClient
+from ingester.wire import BUCKET_PATH
+
+KAFKA_TIMEOUT_SECONDS: Final = 10
+UNKNOWN_KEY: Final = "pacspace-ingester-check"  # nobody's; a balance under it would do no harm
+
+Status = Literal["ok", "warning", "failed"]
+_COLOURS: Final = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW}
+
+
+class KafkaProbe(Protocol):
+    """What a check asks of Kafka; UnavailableError and RefusedError say what stood in the way."""
+
+    async def describe(self, topics: Iterable[str], group_id: str) -> KafkaFacts: ...
+
+    async def ensure_topic(
+        self, name: str, partitions: int, config: Mapping[str, str], *, validate_only: bool
+    ) -> Literal["created", "exists"]: ...
+
+    def create_command(self, name: str, partitions: int, config: Mapping[str, str]) -> str: ...
+
+
+class PacspaceProbe(Protocol):
+    """What a check asks of PacSpace: one bare answer."""
+
+    async def get(self, path: str) -> Answer: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What was looked at, what was found, and what to do when that is not as it should be."""
+
+    subject: str
+    status: Status
+    detail: str
+    remedy: str = ""
+    exit_code: int = EXIT_OK
+
+
+class _Verdict(NamedTuple):
+    status: Status
+    exit_code: int
+    detail: str
+    remedy: str
+
+
+_NOT_PACSPACE: Final = _Verdict(
+    "failed",
+    UnavailableError.exit_code,
+    "something other than PacSpace's API answered",
+    "Correct INGESTER_PACSPACE_URL: the base URL of the API, without a path.",
+)
+_UNWELL: Final = _Verdict(
+    "failed",
+    UnavailableError.exit_code,
+    "PacSpace is not well",
+    "Try again later; the worker itself would wait.",
+)
+_VERDICTS: Final[Mapping[int, _Verdict]] = {
+    401: _Verdict(
+        "failed",
+        RefusedError.exit_code,
+        "the key is refused",
+        "Correct PACSPACE_API_KEY; one that was switched off can be switched on in the dashboard.",
+    ),
+    402: _Verdict(
+        "failed",
+        UnavailableError.exit_code,
+        "the account has nothing left to spend",
+        "Top it up or change the plan; until then the worker would hold everything back.",
+    ),
+    403: _Verdict(
+        "failed",
+        RefusedError.exit_code,
+        "the key is known and not permitted here",
+        "Use a key of the environment that INGESTER_PACSPACE_URL serves: pk_live_ or pk_test_.",
+    ),
+    412: _Verdict(
+        "failed",
+        UnavailableError.exit_code,
+        "the account's environment is not set up",
+        "Ask PacSpace to set it up.",
+    ),
+    429: _Verdict(
+        "warning",
+        EXIT_OK,
+        "PacSpace answers, and asks for fewer requests",
+        "Try again later to see whether the key is accepted.",
+    ),
+    **dict.fromkeys((408, 500, 502, 503, 504), _UNWELL),
+}
+
+_LOST_REMEDY: Final = "Is that PacSpace's API? If INGESTER_PACSPACE_URL is right, try again later."
+# By what the client says about a request that never left; the first that fits.
+_NOTHING_SENT: Final = (
+    ("DNS", "Correct the host in INGESTER_PACSPACE_URL, or the name service."),
+    ("Certificate", "Name the authority's PEM file in SSL_CERT_FILE, or correct the host's name."),
+    ("SSL", "Does that port speak TLS? Correct INGESTER_PACSPACE_URL."),
+    ("Timeout", "Is there a firewall or a proxy between?"),
+    ("", "Is it running there, on that port? Correct INGESTER_PACSPACE_URL."),
+)
+
+
+async def run_checks(
+    loaded: Loaded[Settings], kafka: KafkaProbe, pacspace: PacspaceProbe
+) -> list[CheckResult]:
+    """Check settings, Kafka and PacSpace; one that fails does not keep another from its check."""
+    on_settings = [CheckResult("settings", "warning", text) for text in loaded.warnings]
+    on_kafka, on_pacspace = await asyncio.gather(
+        _check_kafka(loaded.settings, kafka), _check_pacspace(loaded.settings, pacspace)
+    )
+    return [*(on_settings or [CheckResult("settings", "ok", "valid")]), *on_kafka, on_pacspace]
+
+
+def check(
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file of settings.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Print the settings in effect, try Kafka and PacSpace, and say what to do about failures.
+
+    Ends with 0 when all is well, 78 for the settings, 77 for refused credentials, 69 when something
+    is missing or out of reach; of several the highest.
+    """
+    loaded = None
+    try:
+        loaded = load(Settings, environ=os.environ, config_file=config)
+        if not as_json:
+            typer.echo(render_settings(loaded))
+        results = asyncio.run(_check_for_real(loaded))
+    except ConfigurationError as error:
+        results = [CheckResult("settings", "failed", str(error), exit_code=error.exit_code)]
+    exit_code = max(result.exit_code for result in results)
+    if as_json:
+        document = {
+            "exit_code": exit_code,
+            "settings": _settings_document(loaded) if loaded else None,
+            "checks": [asdict(result) for result in results],
+        }
+        typer.echo(json.dumps(document, indent=2))
+    else:
+        typer.echo(render_results(results))
+    raise typer.Exit(exit_code)
+
+
+def render_settings(loaded: Loaded[Settings]) -> str:
+    """The effective settings with their origins, one line each, secrets redacted."""
+    document = _settings_document(loaded)
+    name_width = max(map(len, document))
+    value_width = min(48, max(len(each["value"]) for each in document.values()))
+    return "\n".join(
+        f"{name:<{name_width}}  {each['value']:<{value_width}}  {each['origin']}"
+        for name, each in document.items()
+    )
+
+
+def render_results(results: Iterable[CheckResult]) -> str:
+    """What was found, one line each, and what to do in the lines below."""
+    lines = [""]
+    for result in results:
+        status = typer.style(f"{result.status:<7}", fg=_COLOURS.get(result.status, "red"))
+        first, *more = [*result.detail.splitlines(), *result.remedy.splitlines()]
+        lines.append(f"{status}  {result.subject}: {first}")
+        lines += [f"         {line}" for line in more]
+    return "\n".join(lines)
+
+
+def _settings_document(loaded: Loaded[Settings]) -> dict[str, dict[str, str]]:
+    return {
+        environment_name(name): {
+            "value": loaded.settings.shown(name),
+            "origin": loaded.origins[name],
+        }
+        for name in Settings.model_fields
+    }
+
+
+async def _check_for_real(loaded: Loaded[Settings]) -> list[CheckResult]:
+    settings = loaded.settings
+    kafka = KafkaAdmin(settings, timeout_seconds=KAFKA_TIMEOUT_SECONDS)
+    async with PacspaceClient(
+        settings.pacspace_url,
+        settings.pacspace_api_key.get_secret_value(),
+        connect_timeout_seconds=settings.connect_timeout_seconds,
+        request_timeout_seconds=settings.request_timeout_seconds,
+    ) as pacspace:
+        return await run_checks(loaded, kafka, pacspace)
+
+
+async def _check_kafka(settings: Settings, kafka: KafkaProbe) -> list[CheckResult]:
+    sources: dict[str, list[str]] = {}
+    for topic in settings.topics:
+        sources.setdefault(settings.dead_letter_topic_for(topic), []).append(topic)
+    try:
+        facts = await kafka.describe([*settings.topics, *sources], settings.group_id)
+    except IngesterError as error:
+        return [_failed("kafka", error)]
+    results = [CheckResult("kafka", "ok", f"broker {', '.join(facts.brokers)}")]
+    for broker, reason in facts.unreachable_brokers.items():
+        results.append(
+            CheckResult(
+                f"kafka broker {broker}",
+                "failed",
+                f"this advertised address does not work from here. {reason}",
+                "Or correct advertised.listeners of the broker.",
+                UnavailableError.exit_code,
+            )
+        )
+    results += [_check_topic(topic, facts, kafka) for topic in settings.topics]
+    for name, topics in sources.items():
+        if partitions := max(facts.partitions.get(topic) or 0 for topic in topics):
+            results.append(await _check_dead_letter_topic(name, partitions, facts, kafka))
+    results.append(_check_group(settings.group_id, facts))
+    return results
+
+
+def _check_topic(topic: str, facts: KafkaFacts, kafka: KafkaProbe) -> CheckResult:
+    subject = f"topic {topic}"
+    if topic in facts.refused_topics:
+        return _not_permitted(subject, f"grant READ and DESCRIBE on the topic {topic}")
+    partitions = facts.partitions[topic]
+    if partitions is None:
+        return CheckResult(
+            subject,
+            "failed",
+            "does not exist",
+            f"Correct INGESTER_TOPIC, or create it with as many partitions as it shall have:\n"
+            f"  {kafka.create_command(topic, 8, {})}",
+            UnavailableError.exit_code,
+        )
+    return CheckResult(subject, "ok", _counted(partitions))
+
+
+async def _check_dead_letter_topic(
+    name: str, partitions: int, facts: KafkaFacts, kafka: KafkaProbe
+) -> CheckResult:
+    subject = f"dead-letter topic {name}"
+    if name in facts.refused_topics:
+        return _not_permitted(subject, f"grant WRITE and DESCRIBE on the topic {name}")
+    existing = facts.partitions[name]
+    if existing is not None:
+        return CheckResult(subject, "ok", _counted(existing))
+    try:
+        await kafka.ensure_topic(name, partitions, DEAD_LETTER_TOPIC_CONFIG, validate_only=True)
+    except IngesterError as error:
+        return _failed(subject, error)
+    return CheckResult(
+        subject, "ok", f"does not exist yet; the worker creates it with {_counted(partitions)}"
+    )
+
+
+def _check_group(group_id: str, facts: KafkaFacts) -> CheckResult:
+    subject = f"group {group_id}"
+    if facts.group is None:
+        return _not_permitted(subject, f"grant READ and DESCRIBE on the group {group_id}")
+    return CheckResult(subject, "ok", facts.group)
+
+
+async def _check_pacspace(settings: Settings, pacspace: PacspaceProbe) -> CheckResult:
+    answer = await pacspace.get(BUCKET_PATH + UNKNOWN_KEY)
+    where = f"{settings.pacspace_url}: "
+    match answer:
+        case NothingSent(reason):
+            remedy = next(text for sign, text in _NOTHING_SENT if sign in reason)
+            return CheckResult(
+                "pacspace", "failed", where + reason, remedy, UnavailableError.exit_code
+            )
+        case AnswerLost(reason):
+            return CheckResult(
+                "pacspace", "failed", where + reason, _LOST_REMEDY, UnavailableError.exit_code
+            )
+        case Response(status, _, body):
+            if _is_pacspace(status, body):
+                key = f"the {settings.pacspace_environment} key is accepted"
+                return CheckResult("pacspace", "ok", where + key)
+            verdict = _VERDICTS.get(status, _NOT_PACSPACE)
+            said = f"HTTP {status}, {read_envelope(body).sentence(body)}"
+            return CheckResult(
+                "pacspace",
+                verdict.status,
+                f"{where}{verdict.detail} ({said})",
+                verdict.remedy,
+                verdict.exit_code,
+            )
+
+
+def _is_pacspace(status: int, body: bytes) -> bool:
+    """Whether an answer is one that only PacSpace gives, and only to a key that it accepts."""
+    if status == 404:
+        return read_envelope(body).is_api
+    try:
+        document: Any = msgspec.json.decode(body) if status == 200 else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return isinstance(document, dict) and "data" in document
+
+
+def _counted(partitions: int) -> str:
+    return f"{partitions} partition{'s' if partitions > 1 else ''}"
+
+
+def _failed(subject: str, error: IngesterError) -> CheckResult:
+    return CheckResult(subject, "failed", str(error), exit_code=error.exit_code)
+
+
+def _not_permitted(subject: str, remedy: str) -> CheckResult:
+    return CheckResult(
+        subject,
+        "failed",
+        "the login may not see it",
+        f"Have the cluster's administrator {remedy}.",
+        RefusedError.exit_code,
+    )

@@ -1,0 +1,341 @@
+"""Questions to a Kafka cluster and topics made in it; never a record read or written.
+
+Works on single connections rather than on aiokafka's admin client: that one creates the topics it
+is asked about, retries in the background, and only logs why a broker could not be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, Literal, Protocol
+
+from aiokafka import errors as kafka_errors
+from aiokafka.conn import create_conn
+from aiokafka.protocol.admin import CreateTopicsRequest, DescribeGroupsRequest
+from aiokafka.protocol.coordination import FindCoordinatorRequest
+from aiokafka.protocol.metadata import MetadataRequest
+
+from ingester.errors import ConfigurationError, IngesterError, RefusedError, UnavailableError
+from ingester.option import Address, parse_address
+from ingester.settings import KafkaSettings
+
+REQUEST_TIMEOUT_SECONDS: Final = 40  # the broker's own waits (replication: 30 s) end before
+RETRY_BACKOFF_SECONDS: Final = 0.1
+METADATA_AGE_SECONDS_MAX: Final = 60  # new partitions are read within a minute
+CONNECTION_IDLE_SECONDS_MAX: Final = 540  # below connections.max.idle.ms of brokers, ten minutes
+CLIENT_ID: Final = "pacspace-ingester"
+BROKER_DEFAULT: Final = -1  # as the replication factor of a new topic
+
+# A dead letter is money until somebody has looked at it: it never expires. And it is larger than
+# the record it holds, by its headers.
+DEAD_LETTER_TOPIC_CONFIG: Final = MappingProxyType(
+    {"cleanup.policy": "delete", "retention.ms": "-1", "max.message.bytes": str(16 * 1024 * 1024)}
+)
+
+_GROUP = 0  # the coordinator type, as against transactions
+# The first group ever makes the broker create the topic of the offsets.
+_COORDINATOR_COMING = {
+    kafka_errors.GroupCoordinatorNotAvailableError.errno,
+    kafka_errors.GroupLoadInProgressError.errno,
+    kafka_errors.NotCoordinatorForGroupError.errno,
+}
+_THERE: Final[Mapping[int, Literal["created", "exists"]]] = {
+    kafka_errors.NoError.errno: "created",
+    kafka_errors.TopicAlreadyExistsError.errno: "exists",
+}
+_NOT_PERMITTED = {
+    kafka_errors.TopicAuthorizationFailedError.errno,
+    kafka_errors.ClusterAuthorizationFailedError.errno,
+    kafka_errors.PolicyViolationError.errno,
+}
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+def _is_wanted(_: logging.LogRecord) -> bool:
+    return not _quiet.get()
+
+
+# What goes wrong here is raised, in words; aiokafka would log it as well, with tracebacks.
+logging.getLogger("aiokafka.conn").addFilter(_is_wanted)
+
+
+class _Connection(Protocol):
+    def send(self, request: object) -> Awaitable[Any]: ...
+    def close(self) -> object: ...
+
+
+_create_connection: Callable[..., Awaitable[_Connection]] = create_conn
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaFacts:
+    """What a cluster said about itself, some topics and a group."""
+
+    brokers: tuple[str, ...]
+    unreachable_brokers: Mapping[str, str]
+    """Brokers whose advertised address does not work from here, each with the reason."""
+    partitions: Mapping[str, int | None]
+    """Number of partitions by topic, None where it is missing; only topics that may be seen."""
+    refused_topics: frozenset[str]
+    group: str | None
+    """State and members of the group; None when it may not be read."""
+
+
+def client_options(settings: KafkaSettings) -> dict[str, Any]:
+    """What consumer, producer and admin client have in common; ConfigurationError for a bad PEM."""
+    password = settings.kafka_sasl_password
+    return {
+        "bootstrap_servers": list(settings.kafka_bootstrap_servers),
+        "client_id": CLIENT_ID,
+        "request_timeout_ms": REQUEST_TIMEOUT_SECONDS * 1000,
+        "retry_backoff_ms": int(RETRY_BACKOFF_SECONDS * 1000),
+        "metadata_max_age_ms": METADATA_AGE_SECONDS_MAX * 1000,
+        "connections_max_idle_ms": CONNECTION_IDLE_SECONDS_MAX * 1000,
+        "security_protocol": settings.kafka_security_protocol,
+        "ssl_context": _ssl_context(settings),
+        "sasl_mechanism": settings.kafka_sasl_mechanism,
+        "sasl_plain_username": settings.kafka_sasl_username,
+        "sasl_plain_password": password.get_secret_value() if password else None,
+    }
+
+
+class KafkaAdmin:
+    """Asks a cluster and makes topics; every call ends within the timeout, whatever happens."""
+
+    def __init__(self, settings: KafkaSettings, *, timeout_seconds: float) -> None:
+        options = client_options(settings)
+        self._connection_options = {
+            name: options[name]
+            for name in options
+            if name.startswith(("sasl_", "security_", "ssl_", "client_"))
+        } | {"request_timeout_ms": int(timeout_seconds * 1000), "max_idle_ms": None}
+        self._servers = settings.kafka_bootstrap_servers
+        self._timeout_seconds = timeout_seconds
+        # So that with all servers but the last one dead there is time left for the questions.
+        self._connect_timeout_seconds = timeout_seconds / (len(self._servers) + 2)
+
+    async def describe(self, topics: Iterable[str], group_id: str) -> KafkaFacts:
+        """Look at the cluster without changing it, not even by automatic topic creation."""
+        async with self._session() as connection:
+            metadata = await connection.send(MetadataRequest(sorted(topics), False))
+            addresses = {node: Address(host, port) for node, host, port, *_ in metadata.brokers}
+            brokers = tuple(f"{node} at {address}" for node, address in addresses.items())
+            reasons = await asyncio.gather(*map(self._why_unreachable, addresses.values()))
+            unreachable = {
+                broker: reason
+                for broker, reason in zip(brokers, reasons, strict=True)
+                if reason is not None
+            }
+            group = (
+                "not known while a broker is out of reach"
+                if unreachable
+                else await self._describe_group(connection, group_id)
+            )
+        found = {topic: (error, partitions) for error, topic, _, partitions in metadata.topics}
+        refused = frozenset(topic for topic in found if found[topic][0] in _NOT_PERMITTED)
+        return KafkaFacts(
+            brokers=brokers,
+            unreachable_brokers=unreachable,
+            partitions={
+                topic: len(partitions) or None
+                for topic, (_, partitions) in found.items()
+                if topic not in refused
+            },
+            refused_topics=refused,
+            group=group,
+        )
+
+    async def ensure_topic(
+        self,
+        name: str,
+        partitions: int,
+        config: Mapping[str, str],
+        *,
+        validate_only: bool = False,
+    ) -> Literal["created", "exists"]:
+        """Create a topic where it is missing; RefusedError carries the command for somebody else.
+
+        On return the brokers know the topic. With `validate_only` nothing is created, and "created"
+        means that it would have been.
+        """
+        async with self._session() as connection:
+            metadata = await connection.send(MetadataRequest([name], False))
+            if _exists(metadata, name):
+                return "exists"
+            topic: Any = (name, partitions, BROKER_DEFAULT, [], list(config.items()))
+            request = CreateTopicsRequest([topic], int(self._timeout_seconds * 1000), validate_only)
+            controller = next(
+                (broker for broker in metadata.brokers if broker[0] == metadata.controller_id),
+                metadata.brokers[0],
+            )
+            async with self._connected(Address(controller[1], controller[2])) as other:
+                response = await other.send(request)
+            _, error, reason = response.topic_errors[0]
+            if error in _THERE:
+                while not (validate_only or _exists(metadata, name)):
+                    await asyncio.sleep(RETRY_BACKOFF_SECONDS)
+                    metadata = await connection.send(MetadataRequest([name], False))
+                return _THERE[error]
+        kind = RefusedError if error in _NOT_PERMITTED else UnavailableError
+        raise kind(
+            f"Kafka did not create the topic {name}: "
+            f"{reason or kafka_errors.for_code(error).__name__}. Have it created:\n"
+            f"  {self.create_command(name, partitions, config)}"
+        )
+
+    def create_command(self, name: str, partitions: int, config: Mapping[str, str]) -> str:
+        """What somebody with the permission types to create a topic."""
+        words = ["kafka-topics.sh", "--bootstrap-server", ",".join(self._servers), "--create"]
+        words += ["--topic", name, "--partitions", str(partitions)]
+        for item in config.items():
+            words += ["--config", "=".join(item)]
+        return shlex.join(words)
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[_Connection]:
+        """A connection to the first bootstrap server that works, and words for what fails."""
+        token = _quiet.set(True)
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                connection = await self._first_connection()
+                try:
+                    yield connection
+                finally:
+                    connection.close()
+        except (OSError, kafka_errors.KafkaError) as error:
+            raise self._explained(error, ", ".join(self._servers)) from error
+        finally:
+            _quiet.reset(token)
+
+    async def _first_connection(self) -> _Connection:
+        failures: list[IngesterError] = []
+        for server in self._servers:
+            try:
+                return await self._connect(parse_address(server))
+            except (OSError, kafka_errors.KafkaError) as error:
+                failures.append(self._explained(error, server))
+        refused = any(isinstance(failure, RefusedError) for failure in failures)
+        kind = RefusedError if refused else UnavailableError
+        raise kind("\n".join(map(str, failures)))
+
+    async def _connect(self, address: Address) -> _Connection:
+        async with asyncio.timeout(self._connect_timeout_seconds):
+            return await _create_connection(*address, **self._connection_options)
+
+    @asynccontextmanager
+    async def _connected(self, address: Address) -> AsyncIterator[_Connection]:
+        connection = await self._connect(address)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    async def _why_unreachable(self, address: Address) -> str | None:
+        try:
+            async with self._connected(address):
+                return None
+        except (OSError, kafka_errors.KafkaError) as error:
+            return str(self._explained(error, str(address)))
+
+    async def _describe_group(self, connection: _Connection, group_id: str) -> str | None:
+        while True:  # ended by the session's timeout
+            found = await connection.send(FindCoordinatorRequest(group_id, _GROUP))
+            error = found.error_code
+            if not error:
+                async with self._connected(Address(found.host, found.port)) as coordinator:
+                    response = await coordinator.send(DescribeGroupsRequest([group_id]))
+                error, _, state, _, _, members, *_ = response.groups[0]
+            if error not in _COORDINATOR_COMING:
+                break
+            await asyncio.sleep(RETRY_BACKOFF_SECONDS)
+        if error == kafka_errors.GroupAuthorizationFailedError.errno:
+            return None
+        if error:
+            raise kafka_errors.for_code(error)(f"the group {group_id} cannot be described")
+        if state == "Dead":
+            return "does not exist yet"
+        return f"{state.lower()}, {len(members)} members"
+
+    def _explained(self, error: BaseException, server: str) -> IngesterError:
+        """What a failed connection means, and what to do about it."""
+        where = f"Kafka at {server}"
+        match error:
+            case socket.gaierror():
+                return UnavailableError(
+                    f"{where}: the name does not resolve. Correct INGESTER_KAFKA_BOOTSTRAP_SERVERS "
+                    "or the name service."
+                )
+            case ConnectionRefusedError():
+                return UnavailableError(
+                    f"{where} refuses connections. Is a broker running there, on that port?"
+                )
+            case ssl.SSLCertVerificationError():
+                return UnavailableError(
+                    f"{where} shows a certificate that is not trusted ({error.verify_message}). "
+                    "Name its authority in INGESTER_KAFKA_SSL_CA_FILE."
+                )
+            case ssl.SSLError():
+                return UnavailableError(
+                    f"{where} does not agree on TLS ({error.reason}). Does that port speak "
+                    "INGESTER_KAFKA_SECURITY_PROTOCOL?"
+                )
+            case TimeoutError():
+                return UnavailableError(
+                    f"{where} did not answer in time. Is there a firewall between, or a TLS port "
+                    "behind a PLAINTEXT setting?"
+                )
+            case kafka_errors.SaslAuthenticationFailed() | kafka_errors.AuthenticationFailedError():
+                return RefusedError(
+                    f"{where} refuses the login. Check INGESTER_KAFKA_SASL_USERNAME, "
+                    "INGESTER_KAFKA_SASL_PASSWORD and INGESTER_KAFKA_SASL_MECHANISM."
+                )
+            case kafka_errors.UnsupportedSaslMechanismError():
+                return RefusedError(
+                    f"{where} does not know this login: {error}. Choose another "
+                    "INGESTER_KAFKA_SASL_MECHANISM."
+                )
+            case kafka_errors.IllegalSaslStateError():
+                return UnavailableError(
+                    f"{where} takes no logins. Does that port speak "
+                    "INGESTER_KAFKA_SECURITY_PROTOCOL?"
+                )
+            case kafka_errors.KafkaConnectionError() | ConnectionError():
+                return UnavailableError(
+                    f"{where} closed the connection. Does that port speak "
+                    "INGESTER_KAFKA_SECURITY_PROTOCOL?"
+                )
+            case _:
+                return UnavailableError(
+                    f"{where}: {str(error) or type(error).__name__}. Try again."
+                )
+
+
+def _exists(metadata: Any, name: str) -> bool:
+    return any(topic == name and not error for error, topic, *_ in metadata.topics)
+
+
+def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext | None:
+    if not settings.kafka_security_protocol.endswith("SSL"):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=settings.kafka_ssl_ca_file)
+        if settings.kafka_ssl_certificate_file:
+            # An empty password: OpenSSL would ask the terminal for that of an encrypted key.
+            context.load_cert_chain(
+                settings.kafka_ssl_certificate_file, settings.kafka_ssl_key_file, password=""
+            )
+    except OSError as error:  # includes ssl.SSLError
+        raise ConfigurationError(
+            f"the certificates for Kafka cannot be used: {error}. INGESTER_KAFKA_SSL_CA_FILE, "
+            "..._CERTIFICATE_FILE and ..._KEY_FILE name PEM files, the key without a password."
+        ) from error
+    return context
