@@ -2,10 +2,11 @@
 
     IngesterError
     ├── UsageError          64   the command line: correct it
+    ├── DataError           65   part of the input is no usage event: correct and send that part
     ├── ConfigurationError  78   the settings: correct them, see `ingester check`
     ├── UnavailableError    69   Kafka or PacSpace did not answer in time: try again later
     ├── RefusedError        77   a credential was refused: replace it
-    └── IncompleteError     75   stopped before everything was settled: run it again, nothing is lost
+    └── IncompleteError     75   stopped with something unsettled: run it again, nothing is lost
 
 Expected outcomes of records and batches are values, not exceptions (core/).
 """
@@ -28,6 +29,12 @@ class UsageError(IngesterError):
     """The command line cannot be carried out as written."""
 
     exit_code = 64
+
+
+class DataError(IngesterError):
+    """Part of the input was refused; the message says which, all the rest was taken."""
+
+    exit_code = 65
 
 
 class ConfigurationError(IngesterError):

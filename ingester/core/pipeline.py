@@ -109,6 +109,11 @@ class Pipeline:
         return not (self._open or self._deliveries or self._committing or self._uncommitted)
 
     @property
+    def assigned(self) -> bool:
+        """Whether the group has given this worker its share, be it none, and not taken it back."""
+        return self._epoch > 0 and not self._revoking
+
+    @property
     def in_flight(self) -> int:
         """Requests that have no answer yet."""
         return self._dispatcher.in_flight

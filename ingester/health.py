@@ -1,0 +1,81 @@
+"""Serves what probes, Prometheus and a curious operator ask of a running worker; changes nothing.
+
+`/healthz` the process serves, `/readyz` it has partitions or waits for its share, `/metrics`
+Prometheus' text, `/status` where each partition stands, as JSON.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from ingester.core.pipeline import Pipeline
+from ingester.errors import ConfigurationError
+from ingester.option import Address
+from ingester.telemetry import Telemetry
+
+
+class HealthServer:
+    """One listener beside the worker, in its loop."""
+
+    def __init__(self, pipeline: Pipeline, telemetry: Telemetry) -> None:
+        self._pipeline = pipeline
+        self._telemetry = telemetry
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, listen: Address | None) -> None:
+        """Listen; ConfigurationError when the address is taken. None serves nothing."""
+        if listen is None:
+            return
+        app = web.Application()
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/status", self._status)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, *listen).start()
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot listen on {listen}: {error.strerror}. Set INGESTER_HTTP_LISTEN to another"
+                " HOST:PORT, or to off."
+            ) from error
+
+    async def stop(self) -> None:
+        """Close the listener, if there is one."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        ready = self._pipeline.assigned
+        return web.json_response({"ready": ready}, status=200 if ready else 503)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        self._telemetry.blocked.set(self._pipeline.blocked is not None)
+        self._telemetry.in_flight.set(self._pipeline.in_flight)
+        self._telemetry.buffered_bytes.set(self._pipeline.buffered_bytes)
+        text = generate_latest(self._telemetry.registry)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _status(self, _: web.Request) -> web.Response:
+        pipeline = self._pipeline
+        return web.json_response(
+            {
+                "requestsInFlight": pipeline.in_flight,
+                "bufferedBytes": pipeline.buffered_bytes,
+                "blocked": pipeline.blocked.reason if pipeline.blocked else None,
+                "partitions": {
+                    str(name): {
+                        "committedOffset": state.committed,
+                        "unsettledBatches": state.unsettled_batches,
+                        "bufferedBytes": state.buffered_bytes,
+                        "halted": state.halt_reason,
+                    }
+                    for name, state in pipeline.partitions.items()
+                },
+            }
+        )

@@ -1,0 +1,273 @@
+"""What the operator sees: each event is one call that writes a log line and counts it.
+
+Event names are `<noun>.<past_verb>`. debug is per batch, info is lifecycle, warning will be
+retried, error needs somebody. Values of records and secrets never appear.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter as Tally
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TextIO
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from ingester.core.batch import Batch
+from ingester.core.delivery import (
+    Acknowledged,
+    Blocked,
+    Deferred,
+    InDoubt,
+    Outcome,
+    Refused,
+    Throttled,
+)
+from ingester.core.messages import HaltPartition
+from ingester.core.record import TopicPartition
+
+_OUTCOME_LABELS: dict[type[Outcome], str] = {
+    Acknowledged: "acknowledged",
+    Deferred: "deferred",
+    InDoubt: "in_doubt",
+    Throttled: "throttled",
+    Blocked: "blocked",
+    Refused: "refused",
+}
+_REQUEST_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+def configure_logging(
+    level: Literal["debug", "info", "warning", "error"],
+    format_: Literal["auto", "console", "json"],
+    stream: TextIO = sys.stderr,
+) -> None:
+    """Send structured lines to `stream`, those of the libraries among them."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    console = format_ == "console" or (format_ == "auto" and stream.isatty())
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer(colors=stream.isatty())
+        if console
+        else structlog.processors.JSONRenderer()
+    )
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(stream),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+
+
+class Telemetry:
+    """The worker's log and metrics, one method for each thing that happens."""
+
+    def __init__(self) -> None:
+        self._log: Any = structlog.get_logger()
+        self.registry = CollectorRegistry()
+        self._records = Counter(
+            "ingester_records",
+            "Records read from Kafka.",
+            ["topic"],
+            registry=self.registry,
+        )
+        self._items = Counter(
+            "ingester_items",
+            "Items acknowledged by PacSpace.",
+            ["topic"],
+            registry=self.registry,
+        )
+        self._bits = Counter(
+            "ingester_bits",
+            "Bits acknowledged by PacSpace, credits and debits by their size (a float: for rates,"
+            " not for invoices).",
+            ["topic"],
+            registry=self.registry,
+        )
+        self._batches = Counter(
+            "ingester_batches",
+            "Batches acknowledged by PacSpace.",
+            ["topic"],
+            registry=self.registry,
+        )
+        self._requests = Counter(
+            "ingester_requests",
+            "Requests to PacSpace by what their end meant.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self._request_seconds = Histogram(
+            "ingester_request_seconds",
+            "Seconds from sending a batch to its answer.",
+            registry=self.registry,
+            buckets=_REQUEST_SECONDS_BUCKETS,
+        )
+        self._dead_letters = Counter(
+            "ingester_dead_letters",
+            "Records written to the dead-letter topic.",
+            ["topic", "code"],
+            registry=self.registry,
+        )
+        self._commits = Counter(
+            "ingester_commits",
+            "Offset commits by their end.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self._rebalances = Counter(
+            "ingester_rebalances",
+            "Assignments received from the group.",
+            registry=self.registry,
+        )
+        self._halts = Counter(
+            "ingester_partition_halts",
+            "Partitions stopped until an operator acts.",
+            registry=self.registry,
+        )
+        self.blocked = Gauge(
+            "ingester_blocked",
+            "1 while PacSpace refuses everything (key, credit, permission), else 0.",
+            registry=self.registry,
+        )
+        self.in_flight = Gauge(
+            "ingester_requests_in_flight",
+            "Requests without an answer.",
+            registry=self.registry,
+        )
+        self.buffered_bytes = Gauge(
+            "ingester_buffer_bytes",
+            "Bytes of record values read and not settled.",
+            registry=self.registry,
+        )
+
+    def worker_started(self, **facts: object) -> None:
+        self._log.info("worker.started", **facts)
+
+    def worker_stopped(self, *, drained: bool) -> None:
+        if drained:
+            self._log.info("worker.stopped", drained=True)
+        else:
+            self._log.warning(
+                "worker.stopped",
+                drained=False,
+                detail="the drain deadline passed; what is unsettled is not committed and will be"
+                " read again",
+            )
+
+    def drain_started(self, signal_name: str, timeout_seconds: float) -> None:
+        self._log.info("drain.started", signal=signal_name, timeout_seconds=timeout_seconds)
+
+    def start_retried(self, reason: str, retry_seconds: float) -> None:
+        self._log.warning("start.retried", reason=reason, retry_seconds=retry_seconds)
+
+    def poll_retried(self, reason: str, retry_seconds: float) -> None:
+        self._log.warning("poll.retried", reason=reason, retry_seconds=retry_seconds)
+
+    def topic_created(self, topic: str) -> None:
+        self._log.info("topic.created", topic=topic)
+
+    def partitions_assigned(self, partitions: Iterable[TopicPartition]) -> None:
+        self._rebalances.inc()
+        self._log.info("partitions.assigned", partitions=_listed(partitions))
+
+    def partitions_revoked(self, partitions: Iterable[TopicPartition], *, drained: bool) -> None:
+        log = self._log.info if drained else self._log.warning
+        log("partitions.revoked", partitions=_listed(partitions), drained=drained)
+
+    def records_fetched(self, topic: str, records_count: int) -> None:
+        self._records.labels(topic).inc(records_count)
+
+    def attempt_ended(self, batch: Batch, attempt: int, outcome: Outcome, seconds: float) -> None:
+        """The canonical line of an attempt; the metrics of a batch once it is acknowledged."""
+        self._requests.labels(_OUTCOME_LABELS[type(outcome)]).inc()
+        self._request_seconds.observe(seconds)
+        if isinstance(outcome, Acknowledged):
+            topic = batch.partition.topic
+            self._items.labels(topic).inc(batch.items_count)
+            self._bits.labels(topic).inc(abs(batch.bits))
+            self._batches.labels(topic).inc()
+            self._log.debug(
+                "batch.acknowledged",
+                **_range(batch),
+                items=batch.items_count,
+                bits=batch.bits,
+                batch_id=outcome.batch_id,
+                attempt=attempt,
+                seconds=round(seconds, 6),
+            )
+            return
+        self._log.warning(
+            f"batch.{_OUTCOME_LABELS[type(outcome)]}",
+            **_range(batch),
+            items=batch.items_count,
+            attempt=attempt,
+            reason=outcome.reason,
+            seconds=round(seconds, 6),
+        )
+
+    def dead_letters_written(self, batch: Batch, topic: str) -> None:
+        tally = Tally(letter.rejection.code for letter in batch.dead_letters)
+        for code, letters_count in tally.items():
+            self._dead_letters.labels(batch.partition.topic, code).inc(letters_count)
+        self._log.error(
+            "dead_letters.written",
+            **_range(batch),
+            dead_letter_topic=topic,
+            codes=dict(tally),
+            offsets=[letter.record.offset for letter in batch.dead_letters][:20],
+            detail=batch.dead_letters[0].rejection.detail,
+        )
+
+    def dead_letters_retried(self, batch: Batch, topic: str, reason: str) -> None:
+        self._log.warning(
+            "dead_letters.retried",
+            **_range(batch),
+            dead_letter_topic=topic,
+            reason=reason,
+            detail="nothing is committed past them; is max.message.bytes of the topic large enough?"
+            if "SizeTooLarge" in reason
+            else "nothing is committed past them",
+        )
+
+    def offsets_committed(self, offsets: Mapping[TopicPartition, int]) -> None:
+        self._commits.labels("committed").inc()
+        self._log.debug("offsets.committed", offsets={str(k): v for k, v in offsets.items()})
+
+    def commit_failed(self, reason: str) -> None:
+        self._commits.labels("failed").inc()
+        self._log.warning("commit.retried", reason=reason)
+
+    def partition_halted(self, halt: HaltPartition) -> None:
+        self._halts.inc()
+        self._log.error(
+            "partition.halted",
+            partition=str(halt.partition),
+            reason=halt.reason,
+            detail="nothing of it is lost or committed past; the other partitions go on",
+        )
+
+
+def _range(batch: Batch) -> dict[str, object]:
+    return {
+        "partition": str(batch.partition),
+        "first_offset": batch.first_offset,
+        "next_offset": batch.next_offset,
+    }
+
+
+def _listed(partitions: Iterable[TopicPartition]) -> list[str]:
+    return [str(partition) for partition in partitions]

@@ -1,0 +1,361 @@
+"""`ingester run`: a member of the consumer group, the loop around the core.
+
+Turns what happens into facts for the pipeline and carries out its commands; decides nothing about
+records. Everything runs in one thread, and every wait is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Final, assert_never
+
+from ingester.core.batch import Batch, BatchLimits
+from ingester.core.event import event_decoder
+from ingester.core.messages import (
+    AttemptEnded,
+    Command,
+    CommitFailed,
+    CommitOffsets,
+    DeadLettersNotWritten,
+    DeadLettersWritten,
+    DrainRequested,
+    Fact,
+    HaltPartition,
+    Limits,
+    OffsetsCommitted,
+    PartitionsAssigned,
+    PartitionsRevoked,
+    PausePartitions,
+    RecordsFetched,
+    ResumePartitions,
+    RevocationStarted,
+    SendBatch,
+    Tick,
+    WriteDeadLetters,
+)
+from ingester.core.pipeline import Pipeline
+from ingester.core.record import TopicPartition
+from ingester.errors import IncompleteError, UnavailableError
+from ingester.health import HealthServer
+from ingester.kafka import RecordWriter, UsageConsumer
+from ingester.kafka_admin import DEAD_LETTER_TOPIC_CONFIG, KafkaAdmin
+from ingester.pacspace import PacspaceClient
+from ingester.settings import Settings
+from ingester.telemetry import Telemetry
+
+_RETRY_SECONDS: Final = 2.0  # between attempts to reach Kafka at the start, and after a failed poll
+_POLL_FAILURES_MAX: Final = 30  # in a row: a minute, after which a fresh start is the better bet
+_ADMIN_TIMEOUT_SECONDS: Final = 10.0
+_DEAD_LETTER_PARTITIONS: Final = 1  # dead letters are few, and read by people
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The core's bounds, by the settings of the same names."""
+    return Limits(
+        batch=BatchLimits(
+            items_max=settings.items_max,
+            body_bytes_max=settings.body_bytes_max,
+            linger_seconds=settings.linger_seconds,
+        ),
+        requests_in_flight_max=settings.requests_in_flight_max,
+        buffer_bytes_max=settings.buffer_bytes_max,
+        backoff_seconds_min=settings.backoff_seconds_min,
+        backoff_seconds_max=settings.backoff_seconds_max,
+        commit_interval_seconds=settings.commit_interval_seconds,
+    )
+
+
+class Worker:
+    """One process's share of the topics; `run` returns after `request_stop` and the drain."""
+
+    def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._telemetry = telemetry
+        self._pipeline = Pipeline(limits_of(settings), event_decoder(settings.unknown_members))
+        self._consumer = UsageConsumer(settings, self)
+        self._writer = RecordWriter(settings)
+        self._pacspace = PacspaceClient(
+            settings.pacspace_url,
+            settings.pacspace_api_key.get_secret_value(),
+            connect_timeout_seconds=settings.connect_timeout_seconds,
+            request_timeout_seconds=settings.request_timeout_seconds,
+            connections_max=settings.requests_in_flight_max,
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Everything that commands started and that has not ended; each removes itself.
+        self._timer: asyncio.TimerHandle | None = None
+        self._progress = asyncio.Event()  # set by each fact; drains wait for it
+        self._stop = asyncio.Event()
+        self._failure: BaseException | None = None  # the first bug in a task; ends the run
+
+    # -- the run ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Settle records until `request_stop`, then drain.
+
+        Raises UnavailableError or RefusedError when Kafka cannot be used, and IncompleteError when
+        the drain deadline passed with something unsettled. In no case is anything lost.
+        """
+        self._telemetry.worker_started(
+            topics=self._settings.topics,
+            group_id=self._settings.group_id,
+            pacspace_url=self._settings.pacspace_url,
+        )
+        health = HealthServer(self._pipeline, self._telemetry)
+        try:
+            await health.start(self._settings.http_listen)
+            await self._start()
+            await self._poll_until_stopped()
+            drained = await self._drain()
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            self._cancel_tasks()
+            await self._close()
+            await health.stop()
+        self._telemetry.worker_stopped(drained=drained)
+        if not drained:
+            raise IncompleteError(
+                f"not everything was settled within {self._settings.drain_timeout_seconds:g} s"
+                " (INGESTER_DRAIN_TIMEOUT_SECONDS). Nothing is lost: whoever reads the partitions"
+                " next starts at the committed offsets."
+            )
+
+    def request_stop(self, signal_name: str) -> None:
+        """Drain and leave; called again, do nothing more."""
+        if not self._stop.is_set():
+            self._telemetry.drain_started(signal_name, self._settings.drain_timeout_seconds)
+            self._stop.set()
+
+    async def _start(self) -> None:
+        """Wait for Kafka and the topics as long as the settings allow, then join the group."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.startup_timeout_seconds
+        while not self._stop.is_set():
+            try:
+                await self._find_topics()
+            except UnavailableError as error:
+                if loop.time() + _RETRY_SECONDS > deadline:
+                    raise
+                self._telemetry.start_retried(str(error), _RETRY_SECONDS)
+                await self._sleep_unless_stopped(_RETRY_SECONDS)
+            else:
+                await self._writer.start()
+                await self._consumer.start()
+                return
+
+    async def _find_topics(self) -> None:
+        admin = KafkaAdmin(self._settings, timeout_seconds=_ADMIN_TIMEOUT_SECONDS)
+        topics = self._settings.topics
+        facts = await admin.describe(topics, self._settings.group_id)
+        missing = [topic for topic in topics if facts.partitions.get(topic) is None]
+        if missing:
+            raise UnavailableError(
+                f"Kafka at {', '.join(self._settings.kafka_bootstrap_servers)} has no topic"
+                f" {', '.join(missing)}: correct INGESTER_TOPIC, or create it:"
+                f" {admin.create_command(missing[0], 8, {})}"
+            )
+        for topic in dict.fromkeys(map(self._settings.dead_letter_topic_for, topics)):
+            if (
+                await admin.ensure_topic(topic, _DEAD_LETTER_PARTITIONS, DEAD_LETTER_TOPIC_CONFIG)
+                == "created"
+            ):
+                self._telemetry.topic_created(topic)
+
+    async def _poll_until_stopped(self) -> None:
+        """Poll until `request_stop`, which need not wait for a rebalance that a poll waits for."""
+        polling = asyncio.create_task(self._poll())
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({polling, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (polling, stopping):
+            task.cancel()
+        await asyncio.gather(polling, stopping, return_exceptions=True)
+        if not polling.cancelled() and polling.exception() is not None:
+            await polling
+
+    async def _poll(self) -> None:
+        failures = 0
+        while True:
+            try:
+                fetched = await self._consumer.poll()
+            except UnavailableError as error:
+                failures += 1
+                if failures > _POLL_FAILURES_MAX:
+                    raise
+                self._telemetry.poll_retried(str(error), _RETRY_SECONDS)
+                await self._sleep_unless_stopped(_RETRY_SECONDS)
+                continue
+            failures = 0
+            for lost in fetched.lost:
+                self._handle(lost)
+            if fetched.records:
+                for partition, records in fetched.records.items():
+                    self._telemetry.records_fetched(partition[0], len(records))
+                self._handle(RecordsFetched(fetched.records))
+                # With records at hand a poll returns without waiting: let the others run.
+                await asyncio.sleep(0)
+
+    async def _drain(self) -> bool:
+        self._handle(DrainRequested())
+        return await self._drained_in_time()
+
+    async def _drained_in_time(self) -> bool:
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout_seconds):
+                while not self._pipeline.drained:
+                    self._progress.clear()
+                    await self._progress.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._consumer.stop()
+        await self._writer.stop()
+        await self._pacspace.aclose()
+
+    async def _sleep_unless_stopped(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        except TimeoutError:
+            return
+
+    # -- rebalances: Kafka waits for these ------------------------------------------------------
+
+    async def partitions_revoked(self) -> None:
+        """Drain first, fence second: what is in doubt gets its time, then everything ends."""
+        partitions = list(self._pipeline.partitions)
+        self._handle(RevocationStarted())
+        drained = await self._drained_in_time()
+        self._cancel_tasks()
+        self._handle(PartitionsRevoked())
+        if partitions:
+            self._telemetry.partitions_revoked(partitions, drained=drained)
+
+    async def partitions_assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        """Begin anew with what the group gave."""
+        self._handle(PartitionsAssigned(partitions))
+        self._telemetry.partitions_assigned(partitions)
+
+    # -- facts in, commands out -----------------------------------------------------------------
+
+    def _handle(self, fact: Fact) -> None:
+        now = asyncio.get_running_loop().time()
+        try:
+            for command in self._pipeline.handle(fact, now):
+                self._carry_out(command)
+        except Exception as error:  # noqa: BLE001 -- called from timers and listeners, which swallow
+            self._fail(error)
+        self._set_timer(now)
+        self._progress.set()
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case SendBatch(batch, attempt):
+                self._begin(self._send(batch, attempt))
+            case WriteDeadLetters(batch):
+                self._begin(self._write_dead_letters(batch))
+            case CommitOffsets(offsets):
+                self._begin(self._commit(offsets))
+            case PausePartitions(partitions):
+                self._consumer.pause(partitions)
+            case ResumePartitions(partitions):
+                self._consumer.resume(partitions)
+            case HaltPartition():
+                self._telemetry.partition_halted(command)
+            case _:
+                assert_never(command)
+
+    async def _send(self, batch: Batch, attempt: int) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        outcome = await self._pacspace.write(
+            batch.body, idempotency_key=batch.idempotency_key, items_count=batch.items_count
+        )
+        self._telemetry.attempt_ended(batch, attempt, outcome, loop.time() - started)
+        self._handle(AttemptEnded(batch, outcome, _jitter()))
+
+    async def _write_dead_letters(self, batch: Batch) -> None:
+        topic = self._settings.dead_letter_topic_for(batch.partition.topic)
+        reason = await self._writer.write_dead_letters(topic, batch.dead_letters)
+        if reason is None:
+            self._telemetry.dead_letters_written(batch, topic)
+            self._handle(DeadLettersWritten(batch))
+        else:
+            self._telemetry.dead_letters_retried(batch, topic, reason)
+            self._handle(DeadLettersNotWritten(batch, _jitter()))
+
+    async def _commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        reason = await self._consumer.commit(offsets)
+        if reason is None:
+            self._telemetry.offsets_committed(offsets)
+            self._handle(OffsetsCommitted(offsets))
+        else:
+            self._telemetry.commit_failed(reason)
+            self._handle(CommitFailed(_jitter()))
+
+    def _set_timer(self, now: float) -> None:
+        wake_at = self._pipeline.wake_at()
+        if self._timer is not None:
+            if self._timer.when() == wake_at:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if wake_at is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(max(wake_at, now), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._handle(Tick())
+
+    # -- tasks ----------------------------------------------------------------------------------
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """End the run because of a bug: what is not committed is safe, what goes on is not."""
+        self._failure = self._failure or error
+        self._stop.set()
+
+    def _cancel_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+
+async def run_worker(settings: Settings) -> None:
+    """Run a worker until SIGTERM or SIGINT; a second signal exits at once with 128 + its number."""
+    worker = Worker(settings, Telemetry())
+    loop = asyncio.get_running_loop()
+    received = False
+
+    def on_signal(number: signal.Signals) -> None:
+        nonlocal received
+        if received:
+            os._exit(128 + number)
+        received = True
+        worker.request_stop(number.name)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    await worker.run()
+
+
+def _jitter() -> float:
+    return random.random()  # noqa: S311 -- spreads retries, guards nothing
