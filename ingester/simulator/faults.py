@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
@@ -141,8 +141,8 @@ class Call:
 class _Armed:
     rule: Rule
     chance: random.Random
-    matched: int = field(default=0)
-    taken: int = field(default=0)
+    matched: int = 0
+    taken: int = 0
 
     def takes(self, call: Call) -> bool:
         match = self.rule.match
