@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
+import aiokafka
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
 from aiokafka import errors as kafka_errors
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
@@ -119,7 +120,8 @@ class UsageConsumer:
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> str | None:
         """Commit next offsets; return None, or why it failed. Fenced by the group's generation."""
         request = {
-            name: OffsetAndMetadata(next_offset, "") for name, next_offset in offsets.items()
+            aiokafka.TopicPartition(*name): OffsetAndMetadata(next_offset, "")
+            for name, next_offset in offsets.items()
         }
         try:
             async with asyncio.timeout(self._commit_timeout_seconds):

@@ -119,6 +119,7 @@ class KafkaAdmin:
             if name.startswith(("sasl_", "security_", "ssl_", "client_"))
         } | {"request_timeout_ms": int(timeout_seconds * 1000), "max_idle_ms": None}
         self._servers = settings.kafka_bootstrap_servers
+        self._mechanism = settings.kafka_sasl_mechanism
         self._timeout_seconds = timeout_seconds
         # So that with all servers but the last one dead there is time left for the questions.
         self._connect_timeout_seconds = timeout_seconds / (len(self._servers) + 2)
@@ -300,7 +301,7 @@ class KafkaAdmin:
                 )
             case kafka_errors.UnsupportedSaslMechanismError():
                 return RefusedError(
-                    f"{where} does not know this login: {error}. Choose another "
+                    f"{where} does not take logins by {self._mechanism}. Choose another "
                     "INGESTER_KAFKA_SASL_MECHANISM."
                 )
             case kafka_errors.IllegalSaslStateError():

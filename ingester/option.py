@@ -36,9 +36,12 @@ class Address(NamedTuple):
 def parse_address(text: str) -> Address:
     """Split `HOST:PORT` or `[::1]:PORT`; ValueError says how it should be written."""
     host, _, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = str(ipaddress.IPv6Address(host[1:-1]))
-    elif not _HOST_NAME.fullmatch(host):
+    bracketed = re.fullmatch(r"\[(.+)\]", host)
+    try:
+        host = str(ipaddress.IPv6Address(bracketed[1])) if bracketed else host
+    except ValueError:
+        bracketed = None
+    if not (bracketed or _HOST_NAME.fullmatch(host)):
         raise ValueError(f"{text!r} should be HOST:PORT, with an IPv6 address in brackets")
     if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError(f"{text!r} should end in a port from 0 to 65535")

@@ -87,7 +87,8 @@ class Worker:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         # Everything that commands started and that has not ended; each removes itself.
-        self._timer: asyncio.TimerHandle | None = None
+        self._wake_at: float | None = None
+        self._timer: asyncio.Handle | None = None  # what calls `_tick` at `_wake_at`
         self._progress = asyncio.Event()  # set by each fact; drains wait for it
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None  # the first bug in a task; ends the run
@@ -303,9 +304,10 @@ class Worker:
 
     def _set_timer(self, now: float) -> None:
         wake_at = self._pipeline.wake_at()
+        if wake_at == self._wake_at:
+            return
+        self._wake_at = wake_at
         if self._timer is not None:
-            if self._timer.when() == wake_at:
-                return
             self._timer.cancel()
             self._timer = None
         if wake_at is not None:
@@ -313,7 +315,7 @@ class Worker:
             self._timer = loop.call_at(max(wake_at, now), self._tick)
 
     def _tick(self) -> None:
-        self._timer = None
+        self._wake_at = self._timer = None
         self._handle(Tick())
 
     # -- tasks ----------------------------------------------------------------------------------

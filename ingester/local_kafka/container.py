@@ -102,7 +102,7 @@ def engine_problem() -> str | None:
         with closing(DockerClient(timeout=_ENGINE_SECONDS_MAX).client) as engine:
             engine.ping()
     except (DockerException, OSError):
-        return "no Docker engine answers: start one"
+        return "no Docker engine answers (start one)"
     return None
 
 
