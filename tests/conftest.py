@@ -120,4 +120,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     count = sum("container" in report.keywords for report in skipped)
     if count:
         terminalreporter.section("NOT RUN", red=True, bold=True)
-        terminalreporter.line(f"{count} tests with containers: {_docker_problem()}", red=True)
+        terminalreporter.line(f"tests with containers: {count}, {_docker_problem()}", red=True)

@@ -38,8 +38,6 @@ with local_kafka(say, kind=sys.argv[1]) as kafka:
     sys.stdin.read()
 """
 
-KINDS = ["jvm", pytest.param("docker", marks=pytest.mark.container)]
-
 
 @pytest.fixture(autouse=True)
 def nothing_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,36 +46,37 @@ def nothing_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
 
 
+@pytest.fixture(scope="module", params=["jvm", pytest.param("docker", marks=pytest.mark.container)])
+def either(request: pytest.FixtureRequest) -> Iterator[LocalKafka]:
+    with local_kafka(lambda _: None, kind=request.param) as found:
+        yield found
+
+
 @pytest.fixture(scope="module")
 def three_brokers() -> Iterator[LocalKafka]:
     with local_kafka(lambda _: None, brokers=3) as found:
         yield found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_keeps_what_is_written_to_it(kind: Kind) -> None:
+async def test_keeps_what_is_written_to_it(either: LocalKafka) -> None:
     """Records come back from a Kafka of either kind in the order of each partition."""
-    said: list[str] = []
+    servers = either.bootstrap_servers
     values = [f"{number}".encode() for number in range(100)]
-    with local_kafka(said.append, kind=kind) as kafka:
-        await create_topic(kafka.bootstrap_servers, "usage", 2)
-        await produce(kafka.bootstrap_servers, "usage", values[:60], partition=0)
-        await produce(kafka.bootstrap_servers, "usage", values[60:], partition=1)
-        ends = await end_offsets(kafka.bootstrap_servers, "usage")
-        records = await read_all(kafka.bootstrap_servers, "usage")
+    await create_topic(servers, "written", 2)
+    await produce(servers, "written", values[:60], partition=0)
+    await produce(servers, "written", values[60:], partition=1)
 
-    assert ends == {0: 60, 1: 40}
-    assert [record.value for record in records] == values
-    assert said[-1] == kafka.how
+    assert await end_offsets(servers, "written") == {0: 60, 1: 40}
+    assert [record.value for record in await read_all(servers, "written")] == values
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_creates_no_topic_unasked(kind: Kind) -> None:
-    """A group that never was has no offsets, and asking creates no topic of the user's."""
-    with local_kafka(lambda _: None, kind=kind) as kafka:
-        assert await committed_offsets(kafka.bootstrap_servers, "nobody") == {}
-        with pytest.raises(AssertionError, match="usage does not exist"):
-            await end_offsets(kafka.bootstrap_servers, "usage")
+async def test_creates_no_topic_unasked(either: LocalKafka) -> None:
+    """Asking for what a group committed, or for a topic, brings neither into being."""
+    servers = either.bootstrap_servers
+    for _ in range(2):
+        assert await committed_offsets(servers, "nobody") == {}
+        with pytest.raises(AssertionError, match="topic unasked does not exist"):
+            await end_offsets(servers, "unasked")
 
 
 def test_the_jvm_and_its_data_end_with_the_block(
