@@ -15,6 +15,7 @@ from ingester import __version__
 from ingester.balance import balance
 from ingester.check import check
 from ingester.config import load
+from ingester.demo import demo
 from ingester.emit import emit
 from ingester.errors import EXIT_BUG, IngesterError, UsageError
 from ingester.settings import Settings
@@ -80,6 +81,7 @@ app.command()(check)
 app.command()(emit)
 app.command()(balance)
 app.command()(simulate)
+app.command()(demo)
 
 
 def main() -> None:

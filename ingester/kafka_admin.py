@@ -21,9 +21,11 @@ from typing import Any, Final, Literal, Protocol
 from aiokafka import errors as kafka_errors
 from aiokafka.conn import create_conn
 from aiokafka.protocol.admin import CreateTopicsRequest, DescribeGroupsRequest
+from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
+from ingester.core.record import TopicPartition
 from ingester.errors import ConfigurationError, IngesterError, RefusedError, UnavailableError
 from ingester.option import Address, parse_address
 from ingester.settings import KafkaSettings
@@ -155,6 +157,23 @@ class KafkaAdmin:
             group=group,
         )
 
+    async def committed_offsets(self, group_id: str) -> Mapping[TopicPartition, int]:
+        """The next offsets that a group has committed; empty when it has none."""
+        async with self._session() as connection:
+            error, response = await self._ask_coordinator(
+                connection,
+                group_id,
+                OffsetFetchRequest(group_id, None),
+                lambda each: each.error_code,
+            )
+            if error:
+                raise kafka_errors.for_code(error)(f"the offsets of {group_id} cannot be read")
+        return {
+            TopicPartition(topic, partition): next_offset
+            for topic, partitions in response.topics
+            for partition, next_offset, _, _ in partitions
+        }
+
     async def ensure_topic(
         self,
         name: str,
@@ -248,23 +267,33 @@ class KafkaAdmin:
             return str(self._explained(error, str(address)))
 
     async def _describe_group(self, connection: _Connection, group_id: str) -> str | None:
-        while True:  # ended by the session's timeout
-            found = await connection.send(FindCoordinatorRequest(group_id, _GROUP))
-            error = found.error_code
-            if not error:
-                async with self._connected(Address(found.host, found.port)) as coordinator:
-                    response = await coordinator.send(DescribeGroupsRequest([group_id]))
-                error, _, state, _, _, members, *_ = response.groups[0]
-            if error not in _COORDINATOR_COMING:
-                break
-            await asyncio.sleep(RETRY_BACKOFF_SECONDS)
+        error, response = await self._ask_coordinator(
+            connection, group_id, DescribeGroupsRequest([group_id]), lambda each: each.groups[0][0]
+        )
         if error == kafka_errors.GroupAuthorizationFailedError.errno:
             return None
         if error:
             raise kafka_errors.for_code(error)(f"the group {group_id} cannot be described")
+        _, _, state, _, _, members, *_ = response.groups[0]
         if state == "Dead":
             return "does not exist yet"
         return f"{state.lower()}, {len(members)} members"
+
+    async def _ask_coordinator(
+        self, connection: _Connection, group_id: str, request: Any, error_of: Callable[[Any], int]
+    ) -> tuple[int, Any]:
+        """The group's own broker's answer, as soon as there is such a broker, and its error."""
+        while True:  # ended by the session's timeout
+            response = await connection.send(FindCoordinatorRequest(group_id, _GROUP))
+            error = response.error_code
+            if not error:
+                address = Address(response.host, response.port)
+                async with self._connected(address) as coordinator:
+                    response = await coordinator.send(request)
+                error = error_of(response)
+            if error not in _COORDINATOR_COMING:
+                return error, response
+            await asyncio.sleep(RETRY_BACKOFF_SECONDS)
 
     def _explained(self, error: BaseException, server: str) -> IngesterError:
         """What a failed connection means, and what to do about it."""

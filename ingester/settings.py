@@ -255,8 +255,12 @@ class Settings(PacspaceSettings, KafkaSettings):
         0.1, ge=0.01, le=60, description="Shortest time between two commits of offsets."
     )
     # Bounded by the session timeout, whose own bound it shares.
-    drain_timeout_seconds: Seconds = Field(
-        8, ge=0, le=1800, description="Longest time to settle what is in flight before leaving."
+    drain_timeout_seconds: Seconds | None = Field(
+        None,
+        ge=0,
+        le=1800,
+        description="Longest time to settle what is in flight before leaving; unset means four"
+        " fifths of the session timeout.",
     )
     # A broker takes seconds to start; after an hour an orchestrator should be told.
     startup_timeout_seconds: Seconds = Field(
@@ -287,6 +291,13 @@ class Settings(PacspaceSettings, KafkaSettings):
         "auto", description="Shape of the log; `auto` is console on a terminal, json elsewhere."
     )
 
+    @property
+    def drain_seconds(self) -> float:
+        """The drain timeout that holds, below the session timeout unless it was set higher."""
+        if self.drain_timeout_seconds is None:
+            return self.session_timeout_seconds * 0.8
+        return self.drain_timeout_seconds
+
     def dead_letter_topic_for(self, topic: str) -> str:
         """Where the records of a usage topic go that cannot be settled."""
         return self.dead_letter_topic or f"{topic}.dead-letters"
@@ -294,7 +305,7 @@ class Settings(PacspaceSettings, KafkaSettings):
     def contradictions(self) -> Iterator[Contradiction]:
         """Adds bounds that cross each other, and dead letters that would be read again."""
         yield from super().contradictions()
-        if self.drain_timeout_seconds >= self.session_timeout_seconds:
+        if self.drain_seconds >= self.session_timeout_seconds:
             yield Contradiction(
                 "drain_not_below_session_timeout",
                 "{drain_timeout_seconds} must be below {session_timeout_seconds}, or partitions "

@@ -121,7 +121,7 @@ class Worker:
         self._telemetry.worker_stopped(drained=drained)
         if not drained:
             raise IncompleteError(
-                f"not everything was settled within {self._settings.drain_timeout_seconds:g} s"
+                f"not everything was settled within {self._settings.drain_seconds:g} s"
                 " (INGESTER_DRAIN_TIMEOUT_SECONDS). Nothing is lost: whoever reads the partitions"
                 " next starts at the committed offsets."
             )
@@ -129,7 +129,7 @@ class Worker:
     def request_stop(self, signal_name: str) -> None:
         """Drain and leave; called again, do nothing more."""
         if not self._stop.is_set():
-            self._telemetry.drain_started(signal_name, self._settings.drain_timeout_seconds)
+            self._telemetry.drain_started(signal_name, self._settings.drain_seconds)
             self._stop.set()
 
     async def _start(self) -> None:
@@ -206,7 +206,7 @@ class Worker:
 
     async def _drained_in_time(self) -> bool:
         try:
-            async with asyncio.timeout(self._settings.drain_timeout_seconds):
+            async with asyncio.timeout(self._settings.drain_seconds):
                 while not self._pipeline.drained:
                     self._progress.clear()
                     await self._progress.wait()
