@@ -1,0 +1,265 @@
+"""One measurement: a contender as a process of its own, from its start to the last commit.
+
+A run that ends with a total, an offset or an exit code that is not exactly the expected one is a
+failure, however fast it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import msgspec
+import psutil
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError, NotCoordinatorForGroupError
+
+from ingester.local_kafka import Keeper
+from tests.benchmark import blast
+from tests.benchmark.contenders import Contender, settings
+from tests.benchmark.endpoint import TOTALS_PATH, Totals
+from tests.benchmark.loading import LoadedTopic
+from tests.support.kafka import admin
+from tests.support.waiting import eventually_async
+
+STALL_SECONDS_MAX = 60.0
+_POLL_SECONDS = 0.1  # how exact `wall_seconds` is
+_END_SECONDS_MAX = 30.0
+_LOG_LINES_SHOWN = 20
+_ROOT = Path(__file__).parents[2]
+
+
+class RunFailedError(Exception):
+    """A run that lost, doubled or never finished something; its figures mean nothing."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of one contender cost."""
+
+    contender: str
+    latency_ms: float
+    events: int
+    requests: int
+    requests_repeated: int
+    seconds: float
+    """From the first request that the endpoint saw to the last that it acknowledged."""
+    wall_seconds: float
+    """From the start of the process to its last commit."""
+    cpu_seconds: float
+    """User and system, from the start of the process to its last commit, children included."""
+    resident_bytes_max: int
+    endpoint_cpu_seconds: float
+    """Of the endpoint, within `seconds`."""
+    machine_cpu_seconds: float
+    """Of everything that ran on this machine, within `wall_seconds`."""
+
+    @property
+    def events_per_second(self) -> float:
+        return self.events / self.seconds
+
+    @property
+    def cpu_seconds_per_million(self) -> float:
+        return self.cpu_seconds / self.events * 1_000_000
+
+    @property
+    def endpoint_busy(self) -> float:
+        """The share of the time in which the endpoint had anything to do."""
+        return self.endpoint_cpu_seconds / self.seconds
+
+    @property
+    def rest_cores(self) -> float:
+        """Cores that the broker and whatever else runs here took on average."""
+        rest = self.machine_cpu_seconds - self.cpu_seconds - self.endpoint_cpu_seconds
+        return max(0.0, rest / self.wall_seconds)
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the endpoint took from the blast client."""
+
+    items: int
+    connections: int
+    seconds: float
+    endpoint_cpu_seconds: float
+
+    @property
+    def items_per_second(self) -> float:
+        return self.items / self.seconds
+
+
+class Endpoint:
+    """The running endpoint process."""
+
+    def __init__(self, url: str, client: httpx.AsyncClient) -> None:
+        self.url = url
+        self._client = client
+
+    async def totals(self) -> Totals:
+        """What it has acknowledged so far."""
+        answer = await self._client.get(self.url + TOTALS_PATH)
+        return msgspec.json.decode(answer.raise_for_status().content, type=Totals)
+
+
+@asynccontextmanager
+async def endpoint_process(keeper: Keeper, latency_ms: float) -> AsyncIterator[Endpoint]:
+    """Run a fresh endpoint until the end of the block."""
+    log = keeper.folder / f"endpoint-{uuid.uuid4().hex[:8]}.log"
+    command = [sys.executable, "-m", "tests.benchmark.endpoint", "--latency-ms", str(latency_ms)]
+    process = keeper.start(command, log=log, cwd=_ROOT)
+
+    async def listening() -> re.Match[str] | None:
+        _check_alive(process, log)
+        return re.search(r"^listening on (\S+)\n", log.read_text())
+
+    try:
+        found = await eventually_async(listening)
+        assert found is not None
+        async with httpx.AsyncClient() as client:
+            yield Endpoint(found[1], client)
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def measure_capacity(keeper: Keeper, load: blast.Blast, connections: int) -> Capacity:
+    """Post the load to a fresh endpoint without latency, and check that all of it arrived."""
+    async with endpoint_process(keeper, 0.0) as endpoint:
+        await blast.send(load, endpoint.url, connections)
+        totals = await endpoint.totals()
+    if (totals.items, totals.bits) != (load.items, load.bits):
+        raise RunFailedError(_difference("the blast", totals, load.items, load.bits))
+    return Capacity(load.items, connections, totals.seconds, totals.cpu_seconds)
+
+
+async def measure_run(
+    contender: Contender,
+    topic: LoadedTopic,
+    latency_ms: float,
+    bootstrap_servers: str,
+    keeper: Keeper,
+) -> Run:
+    """Let a contender bring the whole topic to a fresh endpoint, in a fresh group."""
+    group_id = f"benchmark-{contender.name}-{uuid.uuid4().hex[:8]}"
+    log = keeper.folder / f"{group_id}.log"
+    async with (
+        endpoint_process(keeper, latency_ms) as endpoint,
+        admin(bootstrap_servers) as kafka,
+    ):
+        started, machine_started = time.perf_counter(), _machine_cpu_seconds()
+        process = keeper.start(
+            contender.command,
+            log=log,
+            env=settings(bootstrap_servers, topic.name, group_id, endpoint.url),
+            cwd=keeper.folder,
+        )
+        try:
+            await _wait_for_commits(kafka, group_id, topic, process, log)
+            wall_seconds = time.perf_counter() - started
+            machine_cpu_seconds = _machine_cpu_seconds() - machine_started
+            cpu_seconds, resident_bytes_max = _usage(process.pid)
+            await _end(process, contender.exit_code, log)
+        finally:
+            process.kill()
+            process.wait()
+        totals = await endpoint.totals()
+    if (totals.items, totals.bits) != (topic.events, topic.bits):
+        raise RunFailedError(_difference(contender.name, totals, topic.events, topic.bits))
+    return Run(
+        contender=contender.name,
+        latency_ms=latency_ms,
+        events=topic.events,
+        requests=totals.requests,
+        requests_repeated=totals.requests_repeated,
+        seconds=totals.seconds,
+        wall_seconds=wall_seconds,
+        cpu_seconds=cpu_seconds,
+        resident_bytes_max=resident_bytes_max,
+        endpoint_cpu_seconds=totals.cpu_seconds,
+        machine_cpu_seconds=machine_cpu_seconds,
+    )
+
+
+async def _wait_for_commits(
+    kafka: AIOKafkaAdminClient,
+    group_id: str,
+    topic: LoadedTopic,
+    process: subprocess.Popen[bytes],
+    log: Path,
+) -> None:
+    """Return when the group has committed the end of every partition, and nothing beyond it."""
+    loop = asyncio.get_running_loop()
+    latest, moved_at = dict[int, int](), loop.time()
+    while latest != topic.next_offsets:
+        _check_alive(process, log)
+        try:
+            offsets = await kafka.list_consumer_group_offsets(group_id)
+        except (GroupCoordinatorNotAvailableError, NotCoordinatorForGroupError):
+            offsets = {}  # the first question about any group makes the offsets topic
+        committed = {where.partition: found.offset for where, found in offsets.items()}
+        if committed != latest:
+            latest, moved_at = committed, loop.time()
+        elif loop.time() - moved_at > STALL_SECONDS_MAX:
+            raise RunFailedError(
+                f"nothing was committed for {STALL_SECONDS_MAX:g} s; committed is {latest}, the"
+                f" topic ends at {topic.next_offsets}; the process printed:\n{_tail(log)}"
+            )
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _end(process: subprocess.Popen[bytes], expected: int, log: Path) -> None:
+    process.terminate()
+    try:
+        code = await asyncio.to_thread(process.wait, _END_SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        code = None
+    if code != expected:
+        ended = "did not end" if code is None else f"ended with exit code {code}"
+        raise RunFailedError(
+            f"within {_END_SECONDS_MAX:g} s of SIGTERM the process {ended}, expected was"
+            f" {expected}; it printed:\n{_tail(log)}"
+        )
+
+
+def _check_alive(process: subprocess.Popen[bytes], log: Path) -> None:
+    code = process.poll()
+    if code is not None:
+        raise RunFailedError(f"the process ended with exit code {code}; it printed:\n{_tail(log)}")
+
+
+def _usage(pid: int) -> tuple[float, int]:
+    """CPU seconds since the start, children included, and the most memory that was resident."""
+    process = psutil.Process(pid)
+    cpu = process.cpu_times()
+    cpu_seconds = cpu.user + cpu.system + cpu.children_user + cpu.children_system
+    status = Path(f"/proc/{pid}/status")
+    if status.exists():
+        peak = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+        assert peak is not None
+        return cpu_seconds, int(peak[1]) * 1024
+    return cpu_seconds, process.memory_info().rss  # without /proc only what it is now is known
+
+
+def _machine_cpu_seconds() -> float:
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0))
+
+
+def _difference(who: str, totals: Totals, items: int, bits: int) -> str:
+    return (
+        f"{who}: the endpoint acknowledged {totals.items:,} items of {totals.bits:,} bits,"
+        f" sent were {items:,} of {bits:,}: something was lost, doubled or changed"
+    )
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:])

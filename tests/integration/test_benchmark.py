@@ -1,0 +1,101 @@
+"""The benchmark as `make bench` runs it, short; its figures are not judged, its honesty is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ingester.local_kafka import Keeper, LocalKafka
+from tests.benchmark import plain_loop
+from tests.benchmark.contenders import PLAIN, Contender
+from tests.benchmark.loading import LoadedTopic, load_topic
+from tests.benchmark.measure import RunFailedError, measure_run
+from tests.support.kafka import delete_topics
+
+ROOT = Path(__file__).parents[2]
+SOURCE = Path(plain_loop.__file__).read_text()
+
+
+def test_the_command_measures_both_and_prints_a_table(kafka: LocalKafka, tmp_path: Path) -> None:
+    """Both contenders bring every event to the endpoint exactly once, and the report says so."""
+    file = tmp_path / "figures" / "bench.json"
+    options = ["--events", "20000", "--rounds", "1", "--latency-ms", "0", "--json", str(file)]
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.benchmark", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "INGESTER_TEST_KAFKA": kafka.bootstrap_servers},
+        timeout=240,
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    figures = json.loads(file.read_text())
+    assert [(run["contender"], run["events"]) for run in figures["runs"]] == [
+        ("plain", 20_000),
+        ("ingester", 20_000),
+    ]
+    assert all(run["cpu_seconds"] > 0 and run["seconds"] > 0 for run in figures["runs"])
+    assert all(run["requests"] >= 200 for run in figures["runs"])
+    assert figures["capacity"]["items"] == 2_000_000
+    assert "| 0 ms | plain | 20,000 | 1 |" in ended.stdout
+    assert "| 0 ms | ingester | 20,000 | 1 |" in ended.stdout
+    assert "- ingester / plain at 0 ms: " in ended.stdout
+    assert f"the figures of every run are in {file}" in ended.stderr
+
+
+@pytest.fixture
+async def loaded(kafka: LocalKafka) -> AsyncIterator[LoadedTopic]:
+    """A small topic of the benchmark's events."""
+    topic = await load_topic(kafka.bootstrap_servers, 1_000, 2, lambda _: None)
+    yield topic
+    await delete_topics(kafka.bootstrap_servers, [topic.name])
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("for record in batch]", "for record in batch[1:]]"),
+        ('json={"items": items}', 'json={"items": items + items[:1]}'),
+        ('json={"items": items}', 'json={"items": [*items[1:], {**items[0], "bits": 0}]}'),
+    ],
+    ids=["lost", "doubled", "changed"],
+)
+async def test_a_wrong_loop_is_a_failed_run(
+    kafka: LocalKafka, keeper: Keeper, loaded: LoadedTopic, tmp_path: Path, right: str, wrong: str
+) -> None:
+    """A contender that loses, doubles or changes an event has no figures, however fast it was."""
+    assert right in SOURCE
+
+    with pytest.raises(RunFailedError, match="something was lost, doubled or changed"):
+        await _measure(SOURCE.replace(right, wrong), loaded, kafka, keeper, tmp_path)
+
+
+async def test_a_loop_that_ends_is_a_failed_run(
+    kafka: LocalKafka, keeper: Keeper, loaded: LoadedTopic, tmp_path: Path
+) -> None:
+    """A contender that gives up is reported at once, with what it printed."""
+    right = "response.raise_for_status()"
+    assert right in SOURCE
+    source = SOURCE.replace(right, 'raise SystemExit("had enough")')
+
+    with pytest.raises(RunFailedError, match=r"(?s)ended with exit code 1;.*had enough"):
+        await _measure(source, loaded, kafka, keeper, tmp_path)
+
+
+async def _measure(
+    source: str, topic: LoadedTopic, kafka: LocalKafka, keeper: Keeper, folder: Path
+) -> None:
+    script = folder / "wrong_loop.py"
+    script.write_text(source)
+    wrong: Contender = replace(PLAIN, command=(sys.executable, str(script)))
+    await measure_run(wrong, topic, 0.0, kafka.bootstrap_servers, keeper)
