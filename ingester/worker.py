@@ -109,8 +109,7 @@ class Worker:
         health = HealthServer(self._pipeline, self._telemetry)
         try:
             await health.start(self._settings.http_listen)
-            await self._start()
-            await self._poll_until_stopped()
+            await self._settle_until_stopped()
             drained = await self._drain()
             if self._failure is not None:
                 raise self._failure
@@ -132,18 +131,33 @@ class Worker:
             self._telemetry.drain_started(signal_name, self._settings.drain_seconds)
             self._stop.set()
 
+    async def _settle_until_stopped(self) -> None:
+        """Start and poll until `request_stop`, which waits for no broker and no rebalance."""
+        settling = asyncio.create_task(self._settle())
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({settling, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (settling, stopping):
+            task.cancel()
+        await asyncio.gather(settling, stopping, return_exceptions=True)
+        if not settling.cancelled() and settling.exception() is not None:
+            await settling
+
+    async def _settle(self) -> None:
+        await self._start()
+        await self._poll()
+
     async def _start(self) -> None:
         """Wait for Kafka and the topics as long as the settings allow, then join the group."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.startup_timeout_seconds
-        while not self._stop.is_set():
+        while True:
             try:
                 await self._find_topics()
             except UnavailableError as error:
                 if loop.time() + _RETRY_SECONDS > deadline:
                     raise
                 self._telemetry.start_retried(str(error), _RETRY_SECONDS)
-                await self._sleep_unless_stopped(_RETRY_SECONDS)
+                await asyncio.sleep(_RETRY_SECONDS)
             else:
                 await self._writer.start()
                 await self._consumer.start()
@@ -167,17 +181,6 @@ class Worker:
             ):
                 self._telemetry.topic_created(topic)
 
-    async def _poll_until_stopped(self) -> None:
-        """Poll until `request_stop`, which need not wait for a rebalance that a poll waits for."""
-        polling = asyncio.create_task(self._poll())
-        stopping = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({polling, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (polling, stopping):
-            task.cancel()
-        await asyncio.gather(polling, stopping, return_exceptions=True)
-        if not polling.cancelled() and polling.exception() is not None:
-            await polling
-
     async def _poll(self) -> None:
         failures = 0
         while True:
@@ -188,7 +191,7 @@ class Worker:
                 if failures > _POLL_FAILURES_MAX:
                     raise
                 self._telemetry.poll_retried(str(error), _RETRY_SECONDS)
-                await self._sleep_unless_stopped(_RETRY_SECONDS)
+                await asyncio.sleep(_RETRY_SECONDS)
                 continue
             failures = 0
             for lost in fetched.lost:
@@ -220,13 +223,6 @@ class Worker:
         await self._consumer.stop()
         await self._writer.stop()
         await self._pacspace.aclose()
-
-    async def _sleep_unless_stopped(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stop.wait()
-        except TimeoutError:
-            return
 
     # -- rebalances: Kafka waits for these ------------------------------------------------------
 
