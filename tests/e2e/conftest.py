@@ -1,4 +1,4 @@
-"""What every end-to-end test starts from: a group of workers on a topic, and a wire to look into."""
+"""What every end-to-end test starts from: a group of workers, and a wire to look into."""
 
 from __future__ import annotations
 

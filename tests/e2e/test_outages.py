@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -24,7 +25,7 @@ GroupOf = Callable[..., Group]
 async def test_an_endpoint_that_fails_in_every_way_at_once(
     group_of: GroupOf, topic: TopicFactory, simulator: Simulator
 ) -> None:
-    """Of errors before and after the write, lost and cut answers, none loses or doubles an event."""
+    """Errors before and after the write, lost and cut answers lose nothing and double nothing."""
     simulator.add_faults(
         {"match": {"method": "POST", "every_nth": 5}, "effect": {"kind": "lose"}},
         {"match": {"method": "POST", "every_nth": 7}, "effect": {"kind": "cut_body"}},
@@ -150,7 +151,7 @@ async def test_an_endpoint_that_refuses_everything_is_probed_with_single_request
     assert f"HTTP {status}" in worker.status()["blocked"]
     assert await group.committed() == {}
     probes = list(wire.writes[in_flight_max - 1 :])
-    for probe, following in zip(probes, probes[1:], strict=False):
+    for probe, following in pairwise(probes):
         assert probe.answered_seconds is not None
         assert following.arrived_seconds >= probe.answered_seconds + 0.1
 

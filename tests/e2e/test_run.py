@@ -10,7 +10,6 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import RecordsToDelete
 
-from ingester.local_kafka import LocalKafka
 from tests.conftest import TopicFactory
 from tests.support.kafka import admin, produce
 from tests.support.simulator import Simulator
@@ -132,7 +131,7 @@ async def test_a_worker_that_takes_over_begins_where_the_last_one_committed(
 async def test_bills_nothing_of_an_aborted_transaction(
     group_of: GroupOf, topic: TopicFactory, simulator: Simulator
 ) -> None:
-    """Committed transactions are settled, aborted ones never, and the gaps they leave are passed."""
+    """Committed transactions are settled, aborted ones never, and their gaps are passed."""
     group = group_of(await topic())
     kept = usage(30) + usage(30, first=60)
     async with AIOKafkaProducer(

@@ -50,6 +50,10 @@ class IngesterProcess:
         """Ask it to drain and leave, as an orchestrator does."""
         self._process.send_signal(signal.SIGTERM)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send it any signal."""
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """End it without a chance to clean up, and wait until it is gone."""
         self._process.kill()

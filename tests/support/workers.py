@@ -1,4 +1,4 @@
-"""Workers of one consumer group, the usage they settle, and how far they say and Kafka says they are."""
+"""Workers of one consumer group, the usage they settle, and how far they are."""
 
 from __future__ import annotations
 
