@@ -227,7 +227,7 @@ def test_the_table_has_a_cell_for_every_column() -> None:
 
     assert len(lines) == 4
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
-    assert "| 0 ms | ingester | 1,000,000 | 1 | 200,000 |" in lines[3]
+    assert "| 0 ms | ingester | 1,000,000 | 200,000 | 200.0k-200.0k | 5.0 | 100 |" in lines[3]
 
 
 def test_the_report_says_so_when_the_endpoint_may_have_been_the_limit() -> None:
