@@ -243,10 +243,12 @@ def show(
     cells = rows(summaries)
     below = sentences(summaries, capacity, circumstances)
     if console.is_terminal:
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
         for number, column in enumerate(COLUMNS):
-            widest = max(len(line[number]) for line in cells)  # numbers are not broken, heads are
-            table.add_column(column, justify="left" if number < 2 else "right", min_width=widest)
+            figures_are_wider = max(len(line[number]) for line in cells) >= len(column)
+            table.add_column(
+                column, justify="left" if number < 2 else "right", no_wrap=figures_are_wider
+            )
         for line in cells:
             table.add_row(*line)
         console.print(table)
