@@ -15,7 +15,11 @@ from ingester.core.record import Record, TopicPartition
 
 _BODY_START = b'{"items":['
 _BODY_END = b"]}"
-_ENVELOPE_BYTES = len(_BODY_START) + len(_BODY_END)
+_COMMALESS_BYTES = len(_BODY_START) + len(_BODY_END) - 1
+"""A body without items, less the comma that its first item does not have before it."""
+_DEAD_LETTER_BYTES = 500
+"""A record and its rejection without key, value and headers: 340 measured, and the sentence. A
+tombstone has to fill the buffer as well, or a topic of them would fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +69,8 @@ class BatchBuilder:
     _encoded: list[bytes] = field(default_factory=list)
     _dead_letters: list[DeadLetter] = field(default_factory=list)
     _bits: int = 0
-    _body_bytes: int = _ENVELOPE_BYTES
-    _value_bytes: int = 0
+    _body_bytes: int = _COMMALESS_BYTES
+    _buffered_bytes: int = 0
     _first: Record | None = None
     _last: Record | None = None
 
@@ -76,8 +80,8 @@ class BatchBuilder:
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes of the values in the open batch."""
-        return self._value_bytes
+        """Bytes of the values in the open batch, and of all else that its dead letters keep."""
+        return self._buffered_bytes
 
     def extend(self, records: Iterable[Record]) -> list[Batch]:
         """Take records in offset order; return the batches that they filled.
@@ -93,23 +97,23 @@ class BatchBuilder:
             decoded = decode(value)
             if type(decoded) is tuple:
                 event, encoded = decoded
-                item_bytes = len(encoded) + 1  # its comma
-                if self._body_bytes + item_bytes > body_bytes_max and self._encoded:
-                    batches.append(self.cut())
-                if _ENVELOPE_BYTES + item_bytes > body_bytes_max:
-                    self._dead_letters.append(_too_large(record, len(encoded), body_bytes_max))
+                item_bytes = len(encoded) + 1  # a comma before it
+                if _COMMALESS_BYTES + item_bytes > body_bytes_max:
+                    self._reject(record, _too_large(len(encoded), body_bytes_max))
                 else:
+                    if self._body_bytes + item_bytes > body_bytes_max:
+                        batches.append(self.cut())
                     self._encoded.append(encoded)
                     self._body_bytes += item_bytes
                     self._bits += event.bits
             else:
                 assert isinstance(decoded, Rejection)
-                self._dead_letters.append(DeadLetter(record, decoded))
+                self._reject(record, decoded)
             if self._first is None:
                 self._first = record
             self._last = record
             if value is not None:
-                self._value_bytes += len(value)
+                self._buffered_bytes += len(value)
             if len(self._encoded) + len(self._dead_letters) >= items_max:
                 batches.append(self.cut())
         return batches
@@ -130,7 +134,7 @@ class BatchBuilder:
             body=body,
             idempotency_key=_idempotency_key(self.partition, first, last),
             dead_letters=tuple(self._dead_letters),
-            buffered_bytes=self._value_bytes,
+            buffered_bytes=self._buffered_bytes,
         )
         self.discard()
         return batch
@@ -140,17 +144,23 @@ class BatchBuilder:
         self._encoded = []
         self._dead_letters = []
         self._bits = 0
-        self._body_bytes = _ENVELOPE_BYTES
-        self._value_bytes = 0
+        self._body_bytes = _COMMALESS_BYTES
+        self._buffered_bytes = 0
         self._first = self._last = None
 
+    def _reject(self, record: Record, rejection: Rejection) -> None:
+        self._dead_letters.append(DeadLetter(record, rejection))
+        kept = _DEAD_LETTER_BYTES + len(record.key or b"")
+        kept += sum(len(name) + len(content or b"") for name, content in record.headers)
+        self._buffered_bytes += kept
 
-def _too_large(record: Record, item_bytes: int, body_bytes_max: int) -> DeadLetter:
+
+def _too_large(item_bytes: int, body_bytes_max: int) -> Rejection:
     detail = (
         f"the item takes {item_bytes} bytes and does not fit a request of {body_bytes_max} bytes"
         " (INGESTER_BODY_BYTES_MAX)"
     )
-    return DeadLetter(record, Rejection("item_too_large", detail))
+    return Rejection("item_too_large", detail)
 
 
 def _idempotency_key(partition: TopicPartition, first: Record, last: Record) -> str:

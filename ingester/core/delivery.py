@@ -201,32 +201,31 @@ def read_envelope(body: bytes) -> Envelope:
     seconds = inner.get("retryAfterSeconds", document.get("retryAfterSeconds"))
     return Envelope(
         is_api=isinstance(message, str) or isinstance(code, str),
-        code=code if isinstance(code, str) else None,
+        code=code[:_QUOTED_MAX] if isinstance(code, str) else None,
         message=str(message)[:_QUOTED_MAX] if message is not None else None,
         retry_after_seconds=_bounded(seconds),
     )
 
 
 def _judge_success(answer: Response, items_count: int, now: datetime) -> Outcome:
+    details = read_envelope(answer.body)
+
+    def in_doubt(why: str) -> InDoubt:
+        retry_after_seconds = _retry_after_seconds(answer, details, now)
+        return InDoubt(f"HTTP {answer.status}{why}", answer.status, retry_after_seconds)
+
     document = _decode(answer.body)
     data = document.get("data") if isinstance(document, dict) else None
     if not isinstance(data, dict):
-        details = read_envelope(answer.body)
-        return InDoubt(
-            f"HTTP {answer.status} without an acknowledgement: {details.sentence(answer.body)}",
-            answer.status,
-            _retry_after_seconds(answer, details, now),
-        )
+        return in_doubt(f" without an acknowledgement: {details.sentence(answer.body)}")
     # Both spellings are in the field: `batchId` in older answers, `requestId` in newer ones.
     batch_id = data.get("batchId") or data.get("requestId")
     if not isinstance(batch_id, str) or not batch_id.strip():
-        return InDoubt(f"HTTP {answer.status} without a batch id", answer.status)
+        return in_doubt(" without a batch id")
     count = data.get("itemCount", items_count)
     if type(count) is not int or count != items_count:
-        return InDoubt(
-            f"HTTP {answer.status}, batch {batch_id[:_QUOTED_MAX]}: itemCount is {count!r:.40},"
-            f" {items_count} were sent",
-            answer.status,
+        return in_doubt(
+            f", batch {batch_id[:_QUOTED_MAX]}: itemCount is {count!r:.40}, {items_count} were sent"
         )
     return Acknowledged(batch_id, answer.status)
 
@@ -247,7 +246,7 @@ def _retry_after_seconds(answer: Response, details: Envelope, now: datetime) -> 
         return min(float(header), RETRY_AFTER_SECONDS_MAX)
     try:
         date = parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if date.tzinfo is None:
         date = date.replace(tzinfo=UTC)
@@ -257,7 +256,8 @@ def _retry_after_seconds(answer: Response, details: Envelope, now: datetime) -> 
 def _bounded(seconds: object) -> float | None:
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         return None
-    return min(max(float(seconds), 0.0), RETRY_AFTER_SECONDS_MAX)
+    # Bounded before it is converted: an integer may be larger than any float.
+    return float(min(max(seconds, 0), RETRY_AFTER_SECONDS_MAX))
 
 
 def backoff_seconds(

@@ -22,7 +22,6 @@ from ingester.core.delivery import (
     InDoubt,
     Refused,
     Throttled,
-    backoff_seconds,
 )
 from ingester.core.messages import AttemptEnded, Limits
 from ingester.core.record import TopicPartition
@@ -103,7 +102,7 @@ class Dispatcher:
         """Take the end of an attempt: put it off, hold everything, or let it go."""
         self._in_flight.remove(delivery)
         outcome = fact.outcome
-        backoff = self._backoff(delivery.attempts, fact.jitter)
+        backoff = self._limits.backoff_seconds(delivery.attempts, fact.jitter)
         match outcome:
             case Acknowledged():
                 self._succeeded(now)
@@ -146,10 +145,11 @@ class Dispatcher:
 
     def _slots(self) -> int:
         """Requests that may start; one at a time while nothing has succeeded since a hold."""
-        if self._holds:
-            return 1 - len(self._in_flight)
         under_way = len(self._in_flight) + len(self._waiting)
-        return max(0, self._limits.requests_in_flight_max - under_way)
+        slots = max(0, self._limits.requests_in_flight_max - under_way)
+        if self._holds:
+            return 0 if self._in_flight else min(1, slots)
+        return slots
 
     def _next_turn(self) -> Delivery:
         partition, queue = self._ready.popitem(last=False)
@@ -180,18 +180,10 @@ class Dispatcher:
         # Requests that were in flight together all bring the same news: it counts once.
         if now >= self._held_until:
             self._holds += 1
-        wait = self._backoff(self._holds + _PROBE_ATTEMPTS, jitter)
-        if isinstance(outcome, Throttled) and outcome.retry_after_seconds is not None:
+        wait = self._limits.backoff_seconds(self._holds + _PROBE_ATTEMPTS, jitter)
+        if isinstance(outcome, Throttled) and outcome.retry_after_seconds:  # 0 asks for no wait
             wait = outcome.retry_after_seconds + wait * _RETRY_AFTER_SPREAD
         self._held_until = max(self._held_until, now + wait)
-
-    def _backoff(self, attempts: int, jitter: float) -> float:
-        return backoff_seconds(
-            attempts,
-            jitter=jitter,
-            seconds_min=self._limits.backoff_seconds_min,
-            seconds_max=self._limits.backoff_seconds_max,
-        )
 
 
 _RETRY_AFTER_SPREAD = 0.05

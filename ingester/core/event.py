@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -70,8 +71,8 @@ _encode = msgspec.json.Encoder().encode
 # 0.4 us an event the search for them; the usual ", " and ": " of other encoders stay below it.
 _REPETITION_BYTES_MIN = 9
 _QUOTED_MAX = 100  # characters of a producer's text in a sentence of ours
-_MEMBER_TOKENS = (b'"key"', b'"accountId"', b'"bits"', b'"metadata"')
-_MEMBERS = frozenset(UsageEvent.__struct_fields__)
+_EVENT_MEMBERS = UsageEvent.__struct_fields__
+_MEMBER_TOKENS = tuple(f'"{name}"'.encode() for name in _EVENT_MEMBERS)
 
 
 def event_decoder(unknown_members: UnknownMembers) -> Decode:
@@ -88,10 +89,10 @@ def event_decoder(unknown_members: UnknownMembers) -> Decode:
                 "nesting_too_deep", f"the value nests deeper than {NESTING_MAX} levels"
             )
         try:
-            event = decode_json(value)
             # The decoder checks the encoding of the strings it builds, not of raw metadata.
             if not value.isascii():
                 value.decode()
+            event = decode_json(value)
         except UnicodeDecodeError as error:
             return Rejection("invalid_utf8", f"the value is not UTF-8 at byte {error.start}")
         except msgspec.ValidationError as error:
@@ -113,12 +114,17 @@ def event_decoder(unknown_members: UnknownMembers) -> Decode:
     return decode
 
 
+# A bracket, or a string up to its end or the value's. It gives back nothing it has matched, or a
+# megabyte of quotes that never close would be read again from each of them: half an hour.
+_BRACKET_OR_STRING = re.compile(rb'[][{}]|"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+
+
 def _nests_too_deep(value: bytes) -> bool:
     """Count brackets outside strings; text that is no JSON may be judged either way."""
     if value.count(b"{") + value.count(b"[") <= NESTING_MAX:
         return False
     depth = 0
-    for token in re.finditer(rb'"(?:[^"\\]|\\.)*"|[][{}]', value, re.DOTALL):
+    for token in _BRACKET_OR_STRING.finditer(value):
         first = token.group()[0]
         if first in b"{[":
             depth += 1
@@ -130,20 +136,18 @@ def _nests_too_deep(value: bytes) -> bool:
 
 
 def _repeated_member(value: bytes) -> str | None:
-    """Name the first event member that occurs twice at the top level, however it is escaped."""
+    """Name an event member that occurs twice at the top level, however it is escaped."""
     if b"\\" not in value and all(value.count(token) <= 1 for token in _MEMBER_TOKENS):
         return None
-    repeated: list[str] = []
 
-    def look(pairs: list[tuple[str, object]]) -> object:
-        # Called for every object, the outermost last: only what it finds last counts.
-        names = [name for name, _ in pairs if name in _MEMBERS]
-        repeated[:] = [name for name in names if names.count(name) > 1]
-        return None
+    def look(pairs: list[tuple[str, object]]) -> str | None:
+        # Called for every object, the outermost last: what it says of that one is the result.
+        counts = Counter(name for name, _ in pairs)
+        return next((name for name in _EVENT_MEMBERS if counts[name] > 1), None)
 
     # Numbers are not looked at, and need not fit anything.
-    json.loads(value, object_pairs_hook=look, parse_int=str, parse_float=str)
-    return repeated[0] if repeated else None
+    found: str | None = json.loads(value, object_pairs_hook=look, parse_int=str, parse_float=str)
+    return found
 
 
 _VIOLATIONS: tuple[tuple[re.Pattern[str], RejectionCode, str], ...] = (
@@ -163,7 +167,9 @@ _VIOLATIONS: tuple[tuple[re.Pattern[str], RejectionCode, str], ...] = (
         "`{member}` must not be empty",
     ),
     (
-        re.compile(r"Expected `int` [<>]= -?\d+ - at `\$\.(?P<member>.*)`$"),
+        re.compile(
+            r"(?:Expected `int` [<>]= -?\d+|Integer value out of range) - at `\$\.(?P<member>.*)`$"
+        ),
         "out_of_range",
         f"`{{member}}` must be from {BITS_MIN} to {BITS_MAX}",
     ),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ingester.core.batch import Batch, BatchLimits
-from ingester.core.delivery import Outcome
+from ingester.core.delivery import Outcome, backoff_seconds
 from ingester.core.record import Record, TopicPartition
 
 
@@ -24,6 +24,15 @@ class Limits:
     backoff_seconds_min: float
     backoff_seconds_max: float
     commit_interval_seconds: float
+
+    def backoff_seconds(self, attempts: int, jitter: float) -> float:
+        """Return the wait after so many failures in a row."""
+        return backoff_seconds(
+            attempts,
+            jitter=jitter,
+            seconds_min=self.backoff_seconds_min,
+            seconds_max=self.backoff_seconds_max,
+        )
 
 
 # -- facts ------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ class OffsetTracker:
 
     def settle(self, next_offset: int) -> None:
         """Mark the span that ends at `next_offset` as acknowledged or dead-lettered."""
+        assert self._tracked, "what is settled is tracked before"
+        assert next_offset >= self._tracked[0], "a span that was passed is not settled again"
         assert next_offset not in self._settled, "a span is settled once"
         self._settled.add(next_offset)
         while self._tracked and self._tracked[0] in self._settled:

@@ -16,7 +16,7 @@ from itertools import count
 from typing import assert_never
 
 from ingester.core.batch import Batch, BatchBuilder
-from ingester.core.delivery import Acknowledged, Blocked, Refused, backoff_seconds
+from ingester.core.delivery import Acknowledged, Blocked, Refused
 from ingester.core.dispatch import Delivery, Dispatcher
 from ingester.core.event import Decode
 from ingester.core.messages import (
@@ -120,7 +120,7 @@ class Pipeline:
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes of record values that are read and not settled."""
+        """Bytes of records that are read and not settled."""
         return self._buffered_bytes
 
     @property
@@ -183,9 +183,9 @@ class Pipeline:
                 self._tick(now, commands)
             case _:
                 assert_never(fact)
+        self._resume(commands)
         commands += [SendBatch(each.batch, each.attempts) for each in self._dispatcher.start(now)]
         self._commit(now, commands)
-        self._resume(commands)
         return commands
 
     def _assigned(self, fact: PartitionsAssigned) -> None:
@@ -238,7 +238,7 @@ class Pipeline:
         delivery = self._deliveries.get(fact.batch)
         if delivery is not None:
             delivery.write_attempts += 1
-            due = now + self._backoff(delivery.write_attempts, fact.jitter)
+            due = now + self._limits.backoff_seconds(delivery.write_attempts, fact.jitter)
             heapq.heappush(self._rewrites, (due, next(self._sequence), delivery))
 
     def _committed(self, fact: OffsetsCommitted) -> None:
@@ -253,7 +253,7 @@ class Pipeline:
     def _commit_failed(self, fact: CommitFailed, now: float) -> None:
         self._committing = False
         self._commit_failures += 1
-        self._commit_due = now + self._backoff(self._commit_failures, fact.jitter)
+        self._commit_due = now + self._limits.backoff_seconds(self._commit_failures, fact.jitter)
 
     def _position_lost(self, fact: PositionLost, commands: list[Command]) -> None:
         reason = (
@@ -284,8 +284,7 @@ class Pipeline:
 
     def _drain(self, commands: list[Command]) -> None:
         self._draining = True
-        while self._open:
-            self._cut_oldest(commands)
+        self._cut_all(commands)
 
     def _tick(self, now: float, commands: list[Command]) -> None:
         while self._open and next(iter(self._open.values())) <= now:
@@ -296,6 +295,10 @@ class Pipeline:
                 commands.append(WriteDeadLetters(batch))
 
     # -- steps --------------------------------------------------------------------------------
+
+    def _cut_all(self, commands: list[Command]) -> None:
+        while self._open:
+            self._cut_oldest(commands)
 
     def _cut_oldest(self, commands: list[Command]) -> None:
         name, _ = self._open.popitem(last=False)
@@ -384,6 +387,8 @@ class Pipeline:
         if self._paused and self._buffered_bytes <= self._limits.buffer_bytes_max // 2:
             commands.append(ResumePartitions(frozenset(self._paused)))
             self._paused.clear()
+        if self._paused and not self._deliveries:
+            self._cut_all(commands)  # nothing else can make room: their linger would be a stall
 
     def _commit(self, now: float, commands: list[Command]) -> None:
         at_once = (self._revoking or self._draining) and not self._commit_failures
@@ -391,11 +396,3 @@ class Pipeline:
             self._committing = True
             self._commit_due = now + self._limits.commit_interval_seconds
             commands.append(CommitOffsets(dict(self._uncommitted)))
-
-    def _backoff(self, attempts: int, jitter: float) -> float:
-        return backoff_seconds(
-            attempts,
-            jitter=jitter,
-            seconds_min=self._limits.backoff_seconds_min,
-            seconds_max=self._limits.backoff_seconds_max,
-        )

@@ -1,0 +1,353 @@
+"""Which batch is sent when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from ingester.core.batch import Batch, BatchBuilder, BatchLimits
+from ingester.core.delivery import (
+    Acknowledged,
+    Blocked,
+    Deferred,
+    InDoubt,
+    Outcome,
+    Refused,
+    Throttled,
+)
+from ingester.core.dispatch import Delivery, Dispatcher
+from ingester.core.event import event_decoder
+from ingester.core.messages import AttemptEnded, Limits
+from ingester.core.record import TopicPartition
+from tests.support.records import usage_records
+
+ACKNOWLEDGED = Acknowledged("batch_1", 202)
+DEFERRED = Deferred("connection refused")
+IN_DOUBT = InDoubt("HTTP 500", 500)
+BLOCKED = Blocked("HTTP 401", 401)
+THROTTLED = Throttled("HTTP 429", 429, 10.0)
+BACKOFF_MIN, BACKOFF_MAX = 0.1, 30.0
+
+
+def dispatcher(requests_in_flight_max: int = 4) -> Dispatcher:
+    return Dispatcher(
+        Limits(
+            batch=BatchLimits(1, 1000, 1.0),
+            requests_in_flight_max=requests_in_flight_max,
+            buffer_bytes_max=10_000,
+            backoff_seconds_min=BACKOFF_MIN,
+            backoff_seconds_max=BACKOFF_MAX,
+            commit_interval_seconds=0.1,
+        )
+    )
+
+
+def batches_of(count: int, partition: int = 0) -> list[Batch]:
+    name = TopicPartition("usage", partition)
+    limits = BatchLimits(1, 1000, 1.0)
+    return BatchBuilder(name, 1, limits, event_decoder("refuse")).extend(usage_records(count))
+
+
+def add(to: Dispatcher, count: int, partition: int = 0) -> list[Delivery]:
+    deliveries = [Delivery(batch) for batch in batches_of(count, partition)]
+    for delivery in deliveries:
+        to.add(delivery)
+    return deliveries
+
+
+def started(by: Dispatcher, now: float) -> list[Delivery]:
+    return list(by.start(now))
+
+
+def end(
+    by: Dispatcher, delivery: Delivery, outcome: Outcome, now: float, jitter: float = 0.0
+) -> None:
+    by.ended(delivery, AttemptEnded(delivery.batch, outcome, jitter), now)
+
+
+def end_all(by: Dispatcher, deliveries: Sequence[Delivery], outcome: Outcome, now: float) -> None:
+    for delivery in deliveries:
+        end(by, delivery, outcome, now)
+
+
+def test_no_more_requests_are_in_flight_than_allowed() -> None:
+    """The rest waits for an answer, not for a time."""
+    dispatching = dispatcher(2)
+    first, second, third = add(dispatching, 3)
+
+    assert started(dispatching, 0.0) == [first, second]
+    assert started(dispatching, 99.0) == []
+    assert dispatching.wake_at() is None
+    end(dispatching, first, ACKNOWLEDGED, 99.0)
+    assert started(dispatching, 99.0) == [third]
+    assert dispatching.in_flight == 2
+
+
+def test_partitions_take_turns() -> None:
+    """A partition with many batches does not starve the one with few."""
+    dispatching = dispatcher(4)
+    many = add(dispatching, 3, partition=0)
+    few = add(dispatching, 1, partition=1)
+
+    assert started(dispatching, 0.0) == [many[0], few[0], many[1], many[2]]
+
+
+def test_a_failed_attempt_is_made_again_after_its_backoff() -> None:
+    """Not before it, at it, and counted."""
+    dispatching = dispatcher()
+    (delivery,) = add(dispatching, 1)
+    started(dispatching, 0.0)
+    end(dispatching, delivery, DEFERRED, 5.0, jitter=0.5)
+
+    due = dispatching.wake_at()
+    assert due == pytest.approx(5.15)
+    assert due is not None
+    assert started(dispatching, due - 0.001) == []
+    assert started(dispatching, due) == [delivery]
+    assert delivery.attempts == 2
+    assert dispatching.wake_at() is None
+
+
+def test_backoffs_grow_from_attempt_to_attempt() -> None:
+    """An endpoint that is down is asked ever less often."""
+    dispatching = dispatcher()
+    (delivery,) = add(dispatching, 1)
+    now, waits = 0.0, []
+    for _ in range(12):
+        started(dispatching, now)
+        end(dispatching, delivery, IN_DOUBT, now, jitter=0.999999)
+        due = dispatching.wake_at()
+        assert due is not None
+        waits.append(round(due - now, 1))
+        now = due
+
+    assert waits == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0, 30.0, 30.0]
+
+
+def test_an_endpoint_that_is_down_sees_no_more_than_may_be_open() -> None:
+    """Batches in backoff keep their slots, so that the others are not tried in vain."""
+    dispatching = dispatcher(2)
+    first = add(dispatching, 10)[:2]
+    assert started(dispatching, 0.0) == first
+    end_all(dispatching, first, DEFERRED, 0.0)
+
+    assert started(dispatching, 0.05) == []
+    assert started(dispatching, 0.1) == first
+
+
+def test_a_success_after_an_outage_ends_the_backoffs() -> None:
+    """What failed with everything else is tried at once when something succeeds again."""
+    dispatching = dispatcher(2)
+    first, second = add(dispatching, 2)
+    started(dispatching, 0.0)
+    for now in (0.0, 100.0):
+        end_all(dispatching, [first, second], DEFERRED, now)
+        assert len(started(dispatching, now + 50)) == 2
+    end(dispatching, first, DEFERRED, 200.0, jitter=0.999)
+    end(dispatching, second, ACKNOWLEDGED, 200.0)
+
+    assert started(dispatching, 200.0) == [first]
+
+
+def test_a_batch_that_fails_alone_stays_backed_off() -> None:
+    """The successes of others say nothing about it."""
+    dispatching = dispatcher(2)
+    bad, *good = add(dispatching, 4)
+    now = 0.0
+    started(dispatching, now)
+    for each in good:
+        end(dispatching, bad, IN_DOUBT, now, jitter=0.5)
+        end(dispatching, each, ACKNOWLEDGED, now)
+        assert bad not in started(dispatching, now + 0.1)
+        now += 10.0
+        assert bad in started(dispatching, now)
+
+
+@pytest.mark.parametrize("outcome", [DEFERRED, IN_DOUBT], ids=["deferred", "in doubt"])
+def test_an_end_of_an_outage_does_not_undercut_retry_after(outcome: Outcome) -> None:
+    """A batch that the endpoint wants later is sent later, whatever succeeds meanwhile."""
+    dispatching = dispatcher(3)
+    slow, other, third = add(dispatching, 3)
+    started(dispatching, 0.0)
+    end(dispatching, slow, InDoubt("HTTP 503", 503, 60.0), 0.0)
+    end(dispatching, other, outcome, 0.0)
+    end(dispatching, third, ACKNOWLEDGED, 1.0)
+
+    assert started(dispatching, 59.0) == [other]
+    assert started(dispatching, 60.0) == [slow]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "seconds"),
+    [
+        (THROTTLED, 10.0),
+        (Throttled("HTTP 429", 429, 0.0), BACKOFF_MIN),
+        (Throttled("HTTP 429", 429, None), BACKOFF_MIN),
+        (BLOCKED, BACKOFF_MIN),
+    ],
+    ids=["Retry-After", "Retry-After 0", "no Retry-After", "blocked"],
+)
+def test_a_hold_stops_everything(outcome: Outcome, seconds: float) -> None:
+    """Neither the batch nor any other goes before the hold ends; a wait of nothing is no wait."""
+    dispatching = dispatcher(2)
+    deliveries = add(dispatching, 5)
+    started(dispatching, 0.0)
+    end(dispatching, deliveries[0], outcome, 1.0)
+    end(dispatching, deliveries[1], ACKNOWLEDGED, 1.0)
+
+    until = dispatching.wake_at()
+    assert until is not None
+    assert until >= 1.0 + seconds
+    assert started(dispatching, until - 0.001) == []
+    assert started(dispatching, until) == [deliveries[0]]
+
+
+def test_after_a_hold_one_request_goes_alone() -> None:
+    """Until it succeeds; then all may go."""
+    dispatching = dispatcher(4)
+    deliveries = add(dispatching, 8)
+    end_all(dispatching, started(dispatching, 0.0), THROTTLED, 0.0)
+
+    (probe,) = started(dispatching, 20.0)
+    assert started(dispatching, 50.0) == []
+    assert dispatching.wake_at() is None
+    end(dispatching, probe, ACKNOWLEDGED, 50.0)
+    assert len(started(dispatching, 50.0)) == 4
+    assert probe in deliveries
+
+
+def test_requests_from_before_the_hold_keep_the_probe_waiting() -> None:
+    """While answers are still to come nothing more is sent, however long they take."""
+    dispatching = dispatcher(4)
+    add(dispatching, 8)
+    first, *others = started(dispatching, 0.0)
+    end(dispatching, first, BLOCKED, 0.0)
+
+    assert started(dispatching, 100.0) == []
+    assert dispatching.wake_at() is None
+    end_all(dispatching, others[:2], BLOCKED, 100.0)
+    assert started(dispatching, 200.0) == []
+    end(dispatching, others[2], DEFERRED, 200.0)
+    assert len(started(dispatching, 300.0)) == 1
+
+
+def test_an_outage_after_a_hold_sees_no_more_than_may_be_open() -> None:
+    """Probes that end in a backoff keep their slots, too."""
+    dispatching = dispatcher(3)
+    add(dispatching, 20)
+    end_all(dispatching, started(dispatching, 0.0), THROTTLED, 0.0)
+    probes = 0
+    while probe := started(dispatching, 20.0):
+        (each,) = probe
+        end(dispatching, each, DEFERRED, 20.0)
+        probes += 1
+
+    assert probes == 3
+
+
+def test_holds_grow_until_a_success() -> None:
+    """Each probe that is refused doubles the wait; requests that were open together count once."""
+    dispatching = dispatcher(4)
+    add(dispatching, 8)
+    now, waits = 0.0, []
+    under_way = started(dispatching, now)
+    for _ in range(5):
+        end_all(dispatching, under_way[:-1], BLOCKED, now)
+        end(dispatching, under_way[-1], BLOCKED, now, jitter=0.999999)
+        until = dispatching.wake_at()
+        assert until is not None
+        waits.append(round(until - now, 1))
+        now = until
+        under_way = started(dispatching, now)
+
+    assert waits == [3.2, 6.4, 12.8, 25.6, 30.0]
+
+
+def test_blocked_is_said_until_a_probe_succeeds() -> None:
+    """An answer from before the hold does not lift it; one after it does."""
+    dispatching = dispatcher(2)
+    first, second, _ = add(dispatching, 3)
+    started(dispatching, 0.0)
+    end(dispatching, first, BLOCKED, 0.0, jitter=0.5)
+    end(dispatching, second, ACKNOWLEDGED, 0.0)
+    assert dispatching.blocked == BLOCKED
+
+    (probe,) = started(dispatching, 100.0)
+    end(dispatching, probe, ACKNOWLEDGED, 100.0)
+
+    assert dispatching.blocked is None
+
+
+def test_a_longer_wait_extends_the_hold_and_a_shorter_one_does_not_end_it() -> None:
+    """The latest moment that any answer named counts."""
+    dispatching = dispatcher(3)
+    add(dispatching, 3)
+    one, two, three = started(dispatching, 0.0)
+    end(dispatching, one, Throttled("", 429, 50.0), 0.0)
+    end(dispatching, two, Throttled("", 429, 5.0), 0.0)
+    end(dispatching, three, Throttled("", 429, 90.0), 0.0)
+
+    assert started(dispatching, 89.9) == []
+    assert len(started(dispatching, 91.0)) == 1
+
+
+def test_a_refused_batch_is_gone() -> None:
+    """It frees its slot and is not tried again."""
+    dispatching = dispatcher(1)
+    first, second = add(dispatching, 2)
+    started(dispatching, 0.0)
+    end(dispatching, first, Refused("HTTP 400", 400, "invalid"), 0.0)
+
+    assert started(dispatching, 0.0) == [second]
+    end(dispatching, second, ACKNOWLEDGED, 0.0)
+    assert dispatching.idle
+
+
+def test_what_may_have_been_written_is_not_forgotten() -> None:
+    """Ready, deferred and held batches of the partition go; those in doubt and others' stay."""
+    dispatching = dispatcher(4)
+    deferred, doubtful, held, ready = add(dispatching, 4)
+    (other,) = add(dispatching, 1, partition=1)
+    in_flight = started(dispatching, 0.0)
+    assert in_flight == [deferred, other, doubtful, held]
+    end(dispatching, deferred, DEFERRED, 0.0)
+    end(dispatching, doubtful, IN_DOUBT, 0.0)
+    end(dispatching, held, THROTTLED, 0.0)
+
+    forgotten = dispatching.forget_unsent(TopicPartition("usage", 0))
+
+    assert {id(each) for each in forgotten} == {id(each) for each in (deferred, held, ready)}
+    end(dispatching, other, ACKNOWLEDGED, 0.0)
+    assert started(dispatching, 100.0) == [doubtful]
+    end(dispatching, doubtful, ACKNOWLEDGED, 100.0)
+    assert dispatching.idle
+
+
+def test_doubt_outlasts_later_refusals() -> None:
+    """A batch that was in doubt once is not forgotten because a later attempt was throttled."""
+    dispatching = dispatcher()
+    (delivery,) = add(dispatching, 1)
+    started(dispatching, 0.0)
+    end(dispatching, delivery, IN_DOUBT, 0.0)
+    started(dispatching, 1.0)
+    end(dispatching, delivery, THROTTLED, 1.0)
+
+    assert dispatching.forget_unsent() == []
+    assert started(dispatching, 100.0) == [delivery]
+
+
+def test_after_clearing_nothing_is_left_but_the_hold() -> None:
+    """Another assignment begins with what is known of the endpoint."""
+    dispatching = dispatcher(2)
+    add(dispatching, 5)
+    first, _ = started(dispatching, 0.0)
+    end(dispatching, first, THROTTLED, 0.0)
+    dispatching.clear()
+    assert dispatching.idle
+    assert dispatching.in_flight == 0
+    assert dispatching.wake_at() is None
+
+    add(dispatching, 5)
+    assert started(dispatching, 9.9) == []
+    assert len(started(dispatching, 20.0)) == 1
