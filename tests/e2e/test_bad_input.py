@@ -1,4 +1,4 @@
-"""Records that are no usage: each one is set aside with its reason, and its neighbours are exact."""
+"""Records that are no usage: each is set aside with its reason, and its neighbours are exact."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ async def test_commits_nothing_past_a_dead_letter_that_cannot_be_written(
 async def test_metadata_goes_through_character_by_character(
     group_of: GroupOf, topic: TopicFactory, wire: Wire
 ) -> None:
-    """Large integers, decimals, exponents, order and repeated members of metadata stay as written."""
+    """Large integers, decimals, exponents, order and repetitions in metadata stay as written."""
     metadatas = [
         '{"integer":123456789012345678901234567890,"small":-0}',
         '{"decimal":0.10000000000000000000000000001,"money":10.00}',

@@ -46,9 +46,10 @@ def totals(events: Iterable[Event]) -> dict[str, dict[str, int]]:
 class Worker:
     """A running `ingester run`."""
 
-    def __init__(self, process: IngesterProcess, status_url: str) -> None:
+    def __init__(self, process: IngesterProcess, address: str) -> None:
         self.process = process
-        self._status_url = status_url
+        self.address = address
+        self._url = f"http://{address}"
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Every log line of this event name so far, oldest first."""
@@ -58,12 +59,12 @@ class Worker:
 
     def status(self) -> dict[str, Any]:
         """What it says of itself; its health endpoint has to be up."""
-        return dict(httpx.get(f"{self._status_url}/status").raise_for_status().json())
+        return dict(httpx.get(f"{self._url}/status").raise_for_status().json())
 
     def ready(self) -> bool:
         """Whether it has its share of the partitions."""
         try:
-            return httpx.get(f"{self._status_url}/readyz").status_code == httpx.codes.OK
+            return httpx.get(f"{self._url}/readyz").status_code == httpx.codes.OK
         except httpx.TransportError:
             assert self.process.exit_code is None, f"it ended; it printed:\n{self.process.log()}"
             return False
@@ -112,7 +113,7 @@ class Group:
         listen = {"http_listen": f"127.0.0.1:{port}"}
         environment = self.settings(**{**listen, **settings})
         process = self._ingesters.start("run", settings=environment)
-        return Worker(process, f"http://127.0.0.1:{port}")
+        return Worker(process, f"127.0.0.1:{port}")
 
     async def committed(self, topic: str | None = None) -> dict[int, int]:
         """The committed next offset of each partition that has one."""

@@ -1,0 +1,248 @@
+"""`ingester emit` and `ingester balance`, the two ends of the way that an event takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from ingester.local_kafka import LocalKafka, free_ports
+from tests.conftest import TopicFactory
+from tests.support.kafka import read_all
+from tests.support.processes import Ingesters
+from tests.support.simulator import Simulator
+from tests.support.workers import Group
+
+GroupOf = Callable[..., Group]
+Ended = subprocess.CompletedProcess[str]
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+async def usage_topic(topic: TopicFactory) -> str:
+    return await topic(3)
+
+
+@pytest.fixture
+def emit(kafka: LocalKafka, ingesters: Ingesters, usage_topic: str) -> Run:
+    settings = {
+        "INGESTER_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+        "INGESTER_TOPIC": usage_topic,
+    }
+
+    def run(*arguments: str, stdin: str = "", **changed: str) -> Ended:
+        return ingesters.run("emit", *arguments, settings={**settings, **changed}, stdin=stdin)
+
+    return run
+
+
+@pytest.fixture
+def balance(ingesters: Ingesters, simulator: Simulator) -> Run:
+    def run(*arguments: str, **changed: str) -> Ended:
+        settings = {**simulator.settings(), **changed}
+        return ingesters.run("balance", *arguments, settings=settings)
+
+    return run
+
+
+def _says_no_traceback(ended: Ended) -> bool:
+    return "Traceback" not in ended.stdout + ended.stderr
+
+
+async def test_from_emit_to_balance(
+    group_of: GroupOf, emit: Run, balance: Run, usage_topic: str
+) -> None:
+    """Three amounts that were emitted are the balance on which both parties agree."""
+    group = group_of(usage_topic)
+    group.start()
+    for bits in ("100", "250", "150"):
+        assert emit("settlement-2025-06", "customer-acme", bits).returncode == 0
+
+    await group.settled()
+
+    agreed = balance("settlement-2025-06", "--expect", "500")
+    assert agreed.returncode == 0
+    assert agreed.stdout == (
+        "Balance for settlement-2025-06: 500 (3 writes)\n"
+        "Agreement confirmed: both parties agree on 500\n"
+    )
+
+
+async def test_emit_says_where_the_broker_put_an_event(
+    kafka: LocalKafka, emit: Run, usage_topic: str
+) -> None:
+    """Events of one account go to one partition in order, with metadata as it was written."""
+    metadata = '{"n":123456789012345678901234567890,"d":1.10}'
+    first = emit("k", "customer-é", "7", "--metadata", metadata)
+    second = emit("k", "customer-é", "--json", "--", "-8")
+
+    one, two = await read_all(kafka.bootstrap_servers, usage_topic)
+    assert (one.partition, one.offset, two.offset) == (two.partition, 0, 1)
+    assert one.key == two.key == "customer-é".encode()
+    assert (
+        one.value
+        == f'{{"key": "k", "accountId": "customer-é", "bits": 7, "metadata": {metadata}}}'.encode()
+    )
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert first.stdout == f"{usage_topic}:{one.partition}:0  7 for k\n"
+    assert json.loads(second.stdout) == {
+        "key": "k",
+        "bits": -8,
+        "topic": usage_topic,
+        "partition": one.partition,
+        "offset": 1,
+    }
+
+
+async def test_emit_reads_json_lines(kafka: LocalKafka, emit: Run, usage_topic: str) -> None:
+    """Each line is one event, byte by byte; blank lines are passed over."""
+    lines = [f'{{"key":"k{n}", "accountId":"a{n}", "bits":{n}}}' for n in range(20_000)]
+
+    ended = emit("-", "--json", stdin="\n\n".join(lines))
+
+    assert ended.returncode == 0
+    acknowledged = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [each["key"] for each in acknowledged] == [f"k{n}" for n in range(20_000)]
+    records = await read_all(kafka.bootstrap_servers, usage_topic)
+    assert sorted(record.value for record in records) == sorted(line.encode() for line in lines)
+
+
+async def test_emit_names_the_lines_it_refuses(
+    kafka: LocalKafka, emit: Run, usage_topic: str
+) -> None:
+    """Exit code 65, each refused line by its number and reason; all the others are on the topic."""
+    good = [f'{{"key":"k","accountId":"a","bits":{n}}}' for n in range(3)]
+    lines = [good[0], "nonsense", good[1], '{"key":"k","accountId":"a","bits":1.5}', good[2]]
+
+    ended = emit("-", stdin="\n".join(lines))
+
+    assert ended.returncode == 65
+    assert "3 events acknowledged; not sent" in ended.stderr
+    assert "line 2: the value is not JSON" in ended.stderr
+    assert "line 4: `bits` must be of type int, not float (wrong_type)" in ended.stderr
+    assert ended.stdout.count("\n") == 3
+    records = await read_all(kafka.bootstrap_servers, usage_topic)
+    assert sorted(record.value for record in records) == [each.encode() for each in good]
+    assert _says_no_traceback(ended)
+
+
+async def test_emit_refuses_a_single_event_that_is_none(
+    kafka: LocalKafka, emit: Run, usage_topic: str
+) -> None:
+    """What the worker would set aside does not get onto the topic in the first place."""
+    for arguments in (("", "a", "1"), ("k", "a", str(2**63)), ("k", "a", "1", "--metadata", "[]")):
+        ended = emit(*arguments)
+        assert ended.returncode == 65
+        assert "0 events acknowledged" in ended.stderr
+        assert _says_no_traceback(ended)
+    assert await read_all(kafka.bootstrap_servers, usage_topic) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [("k",), ("k", "a"), ("k", "a", "many"), ("-", "a", "1"), ("--nonsense",)]
+)
+def test_emit_refuses_an_incomplete_command_line(emit: Run, arguments: tuple[str, ...]) -> None:
+    """Exit code 64, without a word to Kafka."""
+    ended = emit(*arguments, INGESTER_KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
+
+    assert ended.returncode == 64
+    assert _says_no_traceback(ended)
+
+
+def test_emit_to_a_topic_that_is_not_there(emit: Run) -> None:
+    """Exit code 69 within seconds, with the topic's name."""
+    ended = emit("k", "a", "1", "--topic", "usage-nowhere")
+
+    assert ended.returncode == 69
+    assert "usage-nowhere" in ended.stderr
+    assert _says_no_traceback(ended)
+
+
+def test_emit_without_a_broker(emit: Run) -> None:
+    """Exit code 69, and the address is named."""
+    (port,) = free_ports(1)
+
+    ended = emit("k", "a", "1", INGESTER_KAFKA_BOOTSTRAP_SERVERS=f"127.0.0.1:{port}")
+
+    assert ended.returncode == 69
+    assert f"127.0.0.1:{port}" in ended.stderr
+    assert _says_no_traceback(ended)
+    assert len(ended.stderr.splitlines()) == 1
+
+
+async def test_balance_tells_agreed_from_mismatch(
+    group_of: GroupOf, emit: Run, balance: Run, usage_topic: str
+) -> None:
+    """Exit code 0 where the sums agree and 1 where they do not, with both numbers."""
+    group = group_of(usage_topic)
+    assert emit("k/1 é", "a", "500").returncode == 0
+    group.start()
+    await group.settled()
+
+    read = balance("k/1 é")
+    mismatch = balance("k/1 é", "--expect", "498")
+    unknown = balance("nobody", "--expect", "1")
+    nothing = balance("nobody", "--expect", "0")
+
+    assert (read.returncode, read.stdout) == (0, "Balance for k/1 é: 500 (1 writes)\n")
+    assert mismatch.returncode == 1
+    assert "Mismatch: 498 is expected, PacSpace has 500 (difference +2)" in mismatch.stdout
+    assert unknown.returncode == 1
+    assert "PacSpace has no record of it" in unknown.stdout
+    assert nothing.returncode == 0
+    document = json.loads(balance("k/1 é", "--expect", "498", "--json").stdout)
+    assert (document["status"], document["expected"]) == ("mismatch", 498)
+    assert document["balance"]["currentBits"] == 500
+    assert document["balance"]["accountId"] == "a"
+    assert json.loads(balance("nobody", "--json").stdout) == {
+        "key": "nobody",
+        "status": "unknown_key",
+        "balance": None,
+    }
+
+
+async def test_balance_waits_for_the_verification(
+    kafka: LocalKafka, ingesters: Ingesters, emit: Run, balance: Run, usage_topic: str
+) -> None:
+    """Exit code 2 while PacSpace has not verified the latest write, whatever the sum is."""
+    unverified = Simulator(ingesters, "--verify-delay-seconds", "3600")
+    group = Group(kafka, ingesters, unverified.settings(), [usage_topic])
+    assert emit("k", "a", "500").returncode == 0
+    group.start()
+    await group.settled()
+
+    ended = balance("k", "--expect", "500", **unverified.settings())
+
+    assert ended.returncode == 2
+    assert "Pending verification: PacSpace has 500" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code"), [(401, 77), (403, 77), (500, 69), (429, 69), (404, 69)]
+)
+def test_balance_without_an_answer(
+    balance: Run, simulator: Simulator, status: int, exit_code: int
+) -> None:
+    """Exit code 77 where the key is refused, and 69 for anything else that is no balance."""
+    effect = {"kind": "answer", "status": status, "envelope": "html" if status == 404 else "e1"}
+    simulator.add_faults({"match": {"method": "GET"}, "effect": effect})
+
+    ended = balance("k", "--expect", "500", "--json")
+
+    assert ended.returncode == exit_code
+    assert f"HTTP {status}" in ended.stderr
+    assert ended.stdout == ""
+    assert _says_no_traceback(ended)
+
+
+def test_balance_of_an_endpoint_that_is_gone(balance: Run) -> None:
+    """Exit code 69, and the address is named."""
+    (port,) = free_ports(1)
+
+    ended = balance("k", INGESTER_PACSPACE_URL=f"http://127.0.0.1:{port}")
+
+    assert ended.returncode == 69
+    assert f"http://127.0.0.1:{port}" in ended.stderr
+    assert _says_no_traceback(ended)
