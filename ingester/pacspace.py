@@ -35,6 +35,15 @@ from ingester.core.event import UsageEvent
 from ingester.wire import API_KEY_HEADER, BUCKET_PATH, IDEMPOTENCY_KEY_HEADER, WRITES_PATH
 
 _ANSWER_BYTES_MAX = 1024 * 1024  # an answer is some hundred bytes; a bucket's metadata may be more
+_PATHLESS_KEYS = ("", ".", "..")  # each is another resource's path, however it is encoded
+_NO_BALANCE = (
+    msgspec.DecodeError,
+    UnicodeDecodeError,
+    RecursionError,
+    KeyError,
+    TypeError,
+    ValidationError,
+)
 _KEEPALIVE_SECONDS = 30.0  # below the idle limits usual for load balancers (60 s and more)
 
 
@@ -139,6 +148,8 @@ class PacspaceClient:
 
     async def get_balance(self, key: str) -> Balance | UnknownKey | ReadFailed:
         """Read the running balance of a key."""
+        if key in _PATHLESS_KEYS:
+            return ReadFailed(f"no path can carry the key {key!r}", status=None)
         answer = await self._request("GET", BUCKET_PATH + quote(key, safe=""))
         if not isinstance(answer, Response):
             return ReadFailed(answer.reason, status=None)
@@ -151,7 +162,7 @@ class PacspaceClient:
             )
         try:
             return Balance.model_validate(msgspec.json.decode(answer.body)["data"])
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, ValidationError):
+        except _NO_BALANCE:
             text = answer.body[:200].decode("utf-8", "replace")
             return ReadFailed(f"HTTP 200, but no balance: {text!r}", answer.status)
 

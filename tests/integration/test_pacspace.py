@@ -1,0 +1,566 @@
+"""The client over real connections: what it sends, and what it makes of whatever comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import struct
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from socket import SO_LINGER, SOL_SOCKET
+from urllib.parse import unquote
+
+import pytest
+
+from ingester.core.delivery import (
+    Acknowledged,
+    AnswerLost,
+    Blocked,
+    Deferred,
+    InDoubt,
+    Outcome,
+    Refused,
+    Response,
+    Throttled,
+)
+from ingester.core.event import UsageEvent
+from ingester.pacspace import Agreement, Balance, PacspaceClient, ReadFailed, UnknownKey
+from ingester.simulator.options import Options
+from ingester.simulator.server import running
+
+API_KEY = "pk_test_public.secret"
+ACKNOWLEDGEMENT = b'{"statusCode":202,"data":{"batchId":"batch_1","itemCount":1}}'
+BALANCE = {
+    "key": "k",
+    "accountId": "a",
+    "currentBits": 500,
+    "totalWrites": 3,
+    "lastWriteAt": "2025-06-10T14:30:00.000Z",
+    "verified": True,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What came over the wire, byte for byte; header names in lower case."""
+
+    line: str
+    headers: dict[str, str]
+    body: bytes
+
+
+Script = Callable[["Endpoint", asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@dataclass
+class Endpoint:
+    """A TCP server that does with each connection what a script says."""
+
+    script: Script
+    requests: list[Request] = field(default_factory=list)
+    connections: int = 0
+    url: str = ""
+
+    async def take(self, reader: asyncio.StreamReader) -> Request:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        line, *lines = head.rstrip("\r\n").split("\r\n")
+        headers = {name.lower(): value for name, value in (each.split(": ", 1) for each in lines)}
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        self.requests.append(Request(line, headers, body))
+        return self.requests[-1]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            await self.script(self, reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the client has gone
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def endpoint(script: Script) -> AsyncIterator[Endpoint]:
+    found = Endpoint(script)
+    server = await asyncio.start_server(found.serve, "127.0.0.1", 0, limit=2**22)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        found.url = f"http://{host}:{port}"
+        yield found
+
+
+def response(status: int, body: bytes, *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def answering(answer: bytes) -> Script:
+    """Answer every request of a connection with these bytes."""
+
+    async def script(
+        found: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        while True:
+            await found.take(reader)
+            writer.write(answer)
+
+    return script
+
+
+def closing_after(answer: bytes, *, reset: bool = False) -> Script:
+    """Take one request, answer with these bytes and close the connection, or reset it."""
+
+    async def script(
+        found: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await found.take(reader)
+        writer.write(answer)
+        await writer.drain()
+        if reset:
+            socket = writer.get_extra_info("socket")
+            socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+
+    return script
+
+
+async def written(url: str, body: bytes = b'{"items":[]}', **options: float) -> Outcome:
+    """Post a body of one item once, with a client of its own."""
+    async with PacspaceClient(url, API_KEY, **options) as client:
+        return await client.write(body, idempotency_key="key-1", items_count=1)
+
+
+async def read(url: str, key: str = "k") -> Balance | UnknownKey | ReadFailed:
+    async with PacspaceClient(url, API_KEY) as client:
+        return await client.get_balance(key)
+
+
+# -- what is sent -------------------------------------------------------------------------------
+
+
+async def test_a_write_is_sent_as_documented() -> None:
+    """Path, key, idempotency key and body arrive as they were given, the body byte for byte."""
+    body = '{"items":[{"key":"é","accountId":"a","bits":1,"metadata":{ "n":1.10 }}]}'.encode()
+    async with endpoint(answering(response(202, ACKNOWLEDGEMENT))) as found:
+        assert await written(found.url + "/", body) == Acknowledged("batch_1", 202)
+
+    (request,) = found.requests
+    assert request.line == "POST /api/v1/writes HTTP/1.1"
+    assert request.body == body
+    expected = {
+        "x-api-key": API_KEY,
+        "idempotency-key": "key-1",
+        "content-type": "application/json",
+        "accept": "application/json",
+    }
+    assert expected.items() <= request.headers.items()
+    assert request.headers["user-agent"].startswith("pacspace-ingester/")
+
+
+async def test_a_connection_serves_many_requests_and_no_cookie_is_kept() -> None:
+    """One connection for all, and no answer changes the next request."""
+    answer = response(202, ACKNOWLEDGEMENT, "Set-Cookie: lb=1; Path=/")
+    async with (
+        endpoint(answering(answer)) as found,
+        PacspaceClient(found.url, API_KEY) as client,
+    ):
+        for number in range(3):
+            await client.write(b"{}", idempotency_key=f"key-{number}", items_count=1)
+
+    assert found.connections == 1
+    assert [request.headers["idempotency-key"] for request in found.requests] == [
+        "key-0",
+        "key-1",
+        "key-2",
+    ]
+    assert not any("cookie" in request.headers for request in found.requests)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "settlement-2025-06",
+        "a b",
+        "a/b",
+        "a%2Fb",
+        "100%",
+        "é/東京",
+        "a?b#c",
+        "a+b;c=d",
+        "a&b",
+        "..a",
+        '"\\',
+    ],
+)
+async def test_a_key_of_any_characters_is_one_part_of_the_path(key: str) -> None:
+    """What the server decodes is the key, and nothing of it is taken for path or query."""
+    answer = response(200, json.dumps({"data": BALANCE | {"key": key}}).encode())
+    async with endpoint(answering(answer)) as found:
+        balance = await read(found.url, key)
+
+    assert isinstance(balance, Balance)
+    (request,) = found.requests
+    method, path, _ = request.line.split(" ")
+    assert method == "GET"
+    assert path.startswith("/api/v1/reads/bucket/")
+    part = path.removeprefix("/api/v1/reads/bucket/")
+    assert "/" not in part
+    assert "?" not in part
+    assert unquote(part) == key
+
+
+@pytest.mark.parametrize("key", [".", "..", ""], ids=repr)
+async def test_a_key_that_no_path_can_carry_is_not_asked_for(key: str) -> None:
+    """A dot segment would ask for another resource: the read fails and says why."""
+    async with endpoint(answering(response(200, json.dumps({"data": BALANCE}).encode()))) as found:
+        balance = await read(found.url, key)
+
+    assert isinstance(balance, ReadFailed)
+    assert repr(key) in balance.reason
+    assert found.requests == []
+
+
+async def test_no_more_connections_are_opened_than_allowed() -> None:
+    """Further requests wait for one of them, and none is lost."""
+    open_now, most = 0, 0
+
+    async def script(
+        found: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        nonlocal open_now, most
+        while True:
+            await found.take(reader)
+            open_now += 1
+            most = max(most, open_now)
+            await asyncio.sleep(0.01)
+            open_now -= 1
+            writer.write(response(202, ACKNOWLEDGEMENT))
+
+    async with (
+        endpoint(script) as found,
+        PacspaceClient(found.url, API_KEY, connections_max=2) as client,
+    ):
+        outcomes = await asyncio.gather(
+            *(client.write(b"{}", idempotency_key=str(n), items_count=1) for n in range(9))
+        )
+
+    assert outcomes == [Acknowledged("batch_1", 202)] * 9
+    assert most == found.connections == 2
+
+
+# -- what was not sent, and what may have been --------------------------------------------------
+
+
+async def test_a_refused_connection_is_deferred() -> None:
+    """Nobody listens: certainly nothing was sent."""
+    async with endpoint(answering(b"")) as found:
+        url = found.url
+
+    assert isinstance(await written(url), Deferred)
+
+
+async def test_a_failed_tls_handshake_is_deferred() -> None:
+    """The request does not leave before there is a session."""
+
+    async def script(
+        found: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await reader.read(100)
+        writer.write(b"this is no TLS")
+
+    async with endpoint(script) as found:
+        outcome = await written(found.url.replace("http:", "https:"))
+
+    assert isinstance(outcome, Deferred)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        closing_after(b""),
+        closing_after(b"", reset=True),
+        closing_after(response(202, ACKNOWLEDGEMENT)[:-5]),
+        closing_after(response(202, ACKNOWLEDGEMENT)[:-5], reset=True),
+        closing_after(b"HTTP/1.1 202 Acc"),
+        closing_after(b"this is no HTTP\r\n\r\n"),
+        closing_after(response(202, b"not gzip", "Content-Encoding: gzip")),
+        closing_after(b"HTTP/1.1 202 A\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc"),
+        closing_after(b"HTTP/1.1 202 A\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
+        closing_after(response(202, b'{"data":"' + b"x" * 2**20 + b'"}')),
+    ],
+    ids=[
+        "closed",
+        "reset",
+        "cut",
+        "cut and reset",
+        "cut head",
+        "no HTTP",
+        "no gzip",
+        "cut chunk",
+        "bad chunk",
+        "too long",
+    ],
+)
+async def test_an_answer_that_does_not_come_whole_is_in_doubt(script: Script) -> None:
+    """The request has arrived, and whoever took it may have applied it."""
+    async with endpoint(script) as found:
+        outcome = await written(found.url)
+
+    assert isinstance(outcome, InDoubt)
+    assert outcome.status is None
+    assert len(found.requests) == 1, "the client itself must not repeat a write"
+
+
+@pytest.mark.parametrize("begin", [b"", response(202, ACKNOWLEDGEMENT)[:-1]], ids=["none", "most"])
+async def test_a_request_ends_with_its_timeout(begin: bytes) -> None:
+    """However little comes, however often: the whole request is bounded."""
+
+    async def script(
+        found: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await found.take(reader)
+        writer.write(begin)
+        await reader.read()  # until the client goes
+
+    async with endpoint(script) as found:
+        started = time.monotonic()
+        outcome = await written(found.url, request_timeout_seconds=0.3)
+
+    assert outcome == InDoubt("no whole answer within 0.3 s", None)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # what it is about
+async def test_a_refusal_that_comes_before_the_body_was_read_is_an_answer() -> None:
+    """An endpoint need not read a megabyte to say that it is too much."""
+
+    async def script(
+        found: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(response(413, b'{"message":"too large"}', "Connection: close"))
+        await writer.drain()
+        await asyncio.sleep(10)  # neither reads nor closes
+
+    async with endpoint(script) as found:
+        started = time.monotonic()
+        outcome = await written(found.url, b"x" * 2**25, request_timeout_seconds=8)
+
+    assert outcome == Refused("HTTP 413: too large", 413, "too_large")
+    assert time.monotonic() - started < 5
+
+
+async def test_closing_ends_requests_with_their_answers_lost() -> None:
+    """A client that is closed under a request raises nothing at it."""
+    taken = asyncio.Event()
+
+    async def script(
+        found: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await found.take(reader)
+        taken.set()
+        await reader.read()
+
+    async with endpoint(script) as found:
+        client = PacspaceClient(found.url, API_KEY)
+        request = asyncio.create_task(client.write(b"{}", idempotency_key="key-1", items_count=1))
+        await taken.wait()
+        await client.aclose()
+
+        assert isinstance(await asyncio.wait_for(request, 5), InDoubt)
+
+
+# -- what is answered ---------------------------------------------------------------------------
+
+
+async def test_a_compressed_answer_is_read() -> None:
+    """A proxy may compress what the API did not."""
+    answer = response(202, gzip.compress(ACKNOWLEDGEMENT), "Content-Encoding: gzip")
+    async with endpoint(answering(answer)) as found:
+        assert await written(found.url) == Acknowledged("batch_1", 202)
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    """The key goes to the configured host and to no other."""
+    async with (
+        endpoint(answering(response(202, ACKNOWLEDGEMENT))) as elsewhere,
+        endpoint(
+            answering(response(307, b"", f"Location: {elsewhere.url}/api/v1/writes"))
+        ) as found,
+    ):
+        outcome = await written(found.url)
+
+    assert isinstance(outcome, Blocked)
+    assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize(
+    "header", ["Retry-After: 7", "retry-after: 7", "RETRY-AFTER:   7  "], ids=repr
+)
+async def test_retry_after_reaches_the_outcome(header: str) -> None:
+    """In whichever case the header is written."""
+    answer = response(429, b'{"message":"slow down"}', header)
+    async with endpoint(answering(answer)) as found:
+        assert await written(found.url) == Throttled("HTTP 429: slow down", 429, 7.0)
+
+
+async def test_a_bare_answer_is_for_probes() -> None:
+    """`get` judges nothing: status and body as they came, or why they did not."""
+    async with (
+        endpoint(answering(response(418, b"teapot"))) as found,
+        PacspaceClient(found.url, API_KEY) as client,
+    ):
+        assert await client.get("/status") == Response(418, {}, b"teapot")
+    async with (
+        endpoint(closing_after(b"")) as found,
+        PacspaceClient(found.url, API_KEY) as client,
+    ):
+        assert isinstance(await client.get("/status"), AnswerLost)
+
+
+# -- balances -----------------------------------------------------------------------------------
+
+
+async def test_a_balance_is_read_with_all_its_members() -> None:
+    """Bits beyond 64 bits and metadata are kept."""
+    document = {"data": BALANCE | {"currentBits": 2**70, "metadata": {"plan": "pro"}}}
+    async with endpoint(answering(response(200, json.dumps(document).encode()))) as found:
+        assert await read(found.url) == Balance(
+            key="k",
+            account_id="a",
+            current_bits=2**70,
+            total_writes=3,
+            last_write_at="2025-06-10T14:30:00.000Z",
+            verified=True,
+            metadata={"plan": "pro"},
+        )
+
+
+async def test_only_the_api_knows_that_a_key_is_unknown() -> None:
+    """A proxy's 404 says nothing about the key."""
+    unknown = b'{"statusCode":404,"error":"Not Found","message":"No record found for key: k"}'
+    async with endpoint(answering(response(404, unknown))) as found:
+        assert await read(found.url) == UnknownKey("k")
+    async with endpoint(answering(response(404, b"<html>nginx</html>"))) as found:
+        actual = await read(found.url)
+
+    assert isinstance(actual, ReadFailed)
+    assert actual.status == 404
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (401, b'{"message":"Invalid API key"}'),
+        (500, b""),
+        (302, b""),
+        (200, b""),
+        (200, b"<html>"),
+        (200, b"\xff"),
+        (200, b"[]"),
+        (200, b"3"),
+        (200, b"{}"),
+        (200, b'{"data":[]}'),
+        (200, b'{"data":{}}'),
+        (200, json.dumps({"data": BALANCE | {"currentBits": "500"}}).encode()),
+        (200, json.dumps({"data": BALANCE | {"currentBits": 500.0}}).encode()),
+        (200, json.dumps({"data": BALANCE | {"currentBits": True}}).encode()),
+        (200, b'{"data":' + b"[" * 500_000 + b"]" * 500_000 + b"}"),
+        (200, b'{"data":{"currentBits":' + b"9" * 5000 + b"}}"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+async def test_whatever_is_no_balance_is_a_failed_read(status: int, body: bytes) -> None:
+    """With its status and the beginning of what came; nothing is raised."""
+    async with endpoint(answering(response(status, body))) as found:
+        actual = await read(found.url)
+
+    assert isinstance(actual, ReadFailed)
+    assert actual.status == status
+    assert actual.reason.startswith(f"HTTP {status}")
+    assert len(actual.reason) < 600
+
+
+async def test_a_read_that_gets_no_answer_failed_without_a_status() -> None:
+    """Lost or never sent: nothing is known of the key."""
+    async with endpoint(closing_after(b"")) as found:
+        lost = await read(found.url)
+    refused = await read(found.url)
+
+    assert isinstance(lost, ReadFailed)
+    assert isinstance(refused, ReadFailed)
+    assert lost.status is refused.status is None
+
+
+@pytest.mark.parametrize(
+    ("members", "expected", "status"),
+    [
+        ({}, 500, "agreed"),
+        ({}, 499, "mismatch"),
+        ({"verified": False}, 500, "pending_verification"),
+        ({"verified": False}, 499, "pending_verification"),
+        ({"currentBits": -(2**70)}, -(2**70), "agreed"),
+    ],
+    ids=repr,
+)
+async def test_agreement_needs_a_verified_balance(
+    members: dict[str, object], expected: int, status: str
+) -> None:
+    """Both numbers come with the verdict; an unverified balance neither agrees nor differs."""
+    answer = response(200, json.dumps({"data": BALANCE | members}).encode())
+    async with (
+        endpoint(answering(answer)) as found,
+        PacspaceClient(found.url, API_KEY) as client,
+    ):
+        agreement = await client.verify_agreement("k", expected=expected)
+
+    assert isinstance(agreement, Agreement)
+    assert (agreement.status, agreement.expected) == (status, expected)
+    assert isinstance(agreement.balance, Balance)
+
+
+async def test_a_key_without_records_agrees_with_nothing_written() -> None:
+    """And with no other sum; a read that failed says nothing at all."""
+    unknown = response(404, b'{"message":"No record found for key: k"}')
+    async with (
+        endpoint(answering(unknown)) as found,
+        PacspaceClient(found.url, API_KEY) as client,
+    ):
+        assert await client.verify_agreement("k", expected=0) == Agreement(
+            "agreed", 0, UnknownKey("k")
+        )
+        assert await client.verify_agreement("k", expected=1) == Agreement(
+            "mismatch", 1, UnknownKey("k")
+        )
+    async with PacspaceClient(found.url, API_KEY) as client:
+        assert isinstance(await client.verify_agreement("k", expected=0), ReadFailed)
+
+
+# -- as an API of its own -----------------------------------------------------------------------
+
+
+async def test_recorded_usage_is_in_the_balance_once() -> None:
+    """Repeated under its key it counts once, and both parties agree on the sum."""
+    events = [UsageEvent("settlement-2025-06", "customer-acme", bits) for bits in (100, 250, 150)]
+    async with (
+        running(Options(port=0, verify_delay_seconds=0)) as url,
+        PacspaceClient(url, API_KEY) as client,
+    ):
+        outcomes = [await client.record_usage(events, idempotency_key="op-1") for _ in range(2)]
+        agreement = await client.verify_agreement("settlement-2025-06", expected=500)
+
+    assert all(isinstance(outcome, Acknowledged) for outcome in outcomes)
+    assert outcomes[0] == outcomes[1]
+    assert isinstance(agreement, Agreement)
+    assert agreement.status == "agreed"
+    assert isinstance(agreement.balance, Balance)
+    assert agreement.balance.total_writes == 3
+
+
+async def test_a_write_of_nothing_is_a_mistake_of_the_caller() -> None:
+    """It is refused before anything is sent."""
+    async with PacspaceClient("http://127.0.0.1:1", API_KEY) as client:
+        with pytest.raises(ValueError, match="at least one event"):
+            await client.record_usage([], idempotency_key="op-1")
