@@ -6,8 +6,8 @@ import asyncio
 import json
 import os
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import AsyncIterable, AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,11 +17,16 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ingester.config import load
 from ingester.core.event import Rejection, UnknownMembers, UsageEvent, event_decoder
-from ingester.errors import DataError, UsageError
+from ingester.errors import DataError, UnavailableError, UsageError
 from ingester.kafka import RecordWriter, Written
+from ingester.kafka_admin import KafkaAdmin
 from ingester.settings import KafkaSettings
 
+_ADMIN_TIMEOUT_SECONDS = 10.0
+_PARTITIONS_ADVISED = 8  # in the command that would create a missing topic
 _UNACKNOWLEDGED_MAX = 5000  # records waiting for the broker; more would only take memory
+_CHUNK_BYTES = 64 * 1024  # what a pipe holds
+_CHUNKS_MAX = 4  # read ahead of what is sent
 _REFUSALS_SHOWN_MAX = 20
 
 
@@ -54,13 +59,13 @@ def emit(
     if key == "-" or (key is None and not sys.stdin.isatty()):
         if account_id is not None or bits is not None or metadata is not None:
             raise UsageError("`ingester emit -` takes its events from standard input alone")
-        lines: Iterable[bytes] = sys.stdin.buffer
+        values = _lines_of(sys.stdin.fileno())
     elif key is None or account_id is None or bits is None:
         raise UsageError("name KEY ACCOUNT_ID BITS, or - to read JSON lines: see --help")
     else:
-        lines = [_single(key, account_id, bits, metadata)]
+        values = _only(_single(key, account_id, bits, metadata))
     settings = load(KafkaSettings, environ=os.environ, config_file=config).settings
-    asyncio.run(_emit(lines, settings, topic or settings.topics[0], as_json=as_json))
+    asyncio.run(_emit(values, settings, topic or settings.topics[0], as_json=as_json))
 
 
 def _single(key: str, account_id: str, bits: int, metadata: str | None) -> bytes:
@@ -72,11 +77,50 @@ def _single(key: str, account_id: str, bits: int, metadata: str | None) -> bytes
     return value.encode("utf-8", "surrogateescape")
 
 
-def _validated(
-    lines: Iterable[bytes], refused: list[str], unknown_members: UnknownMembers = "refuse"
-) -> Iterator[tuple[bytes, UsageEvent]]:
+async def _only(value: bytes) -> AsyncIterator[bytes]:
+    yield value
+
+
+async def _lines_of(descriptor: int) -> AsyncIterator[bytes]:
+    """Lines as soon as they come, without their ends.
+
+    A thread waits for them, so that what was sent is acknowledged and shown meanwhile. It is a
+    daemon and bypasses Python's buffer, so that an interrupt need not wait for another line.
+    """
+    loop = asyncio.get_running_loop()
+    chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue()
+    room = threading.Semaphore(_CHUNKS_MAX)
+
+    def read() -> None:
+        chunk: bytes | OSError = b""
+        while room.acquire():
+            try:
+                chunk = os.read(descriptor, _CHUNK_BYTES)
+            except OSError as error:
+                chunk = error
+            loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+            if not chunk or isinstance(chunk, OSError):
+                return
+
+    threading.Thread(target=read, daemon=True).start()
+    rest = b""
+    while chunk := await chunks.get():
+        if isinstance(chunk, OSError):
+            raise UsageError(f"standard input cannot be read: {chunk.strerror}")
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
+        room.release()
+    yield rest
+
+
+async def _validated(
+    values: AsyncIterable[bytes], refused: list[str], unknown_members: UnknownMembers = "refuse"
+) -> AsyncIterator[tuple[bytes, UsageEvent]]:
     decode = event_decoder(unknown_members)
-    for number, line in enumerate(lines, start=1):
+    number = 0
+    async for line in values:
+        number += 1
         value = line.strip()
         if not value:
             continue
@@ -88,13 +132,13 @@ def _validated(
 
 
 async def _emit(
-    lines: Iterable[bytes], settings: KafkaSettings, topic: str, *, as_json: bool
+    values: AsyncIterable[bytes], settings: KafkaSettings, topic: str, *, as_json: bool
 ) -> None:
+    await _find_topic(settings, topic)
     refused: list[str] = []
-    unacknowledged: deque[tuple[UsageEvent, asyncio.Future[Written]]] = deque()
-    acknowledged = 0
-    writer = RecordWriter(settings)
-    await writer.start()
+    sent: asyncio.Queue[tuple[UsageEvent, asyncio.Future[Written]] | None] = asyncio.Queue(
+        _UNACKNOWLEDGED_MAX
+    )
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.completed:,.0f} events acknowledged"),
@@ -103,19 +147,28 @@ async def _emit(
         transient=True,
         disable=not sys.stderr.isatty() or sys.stdout.isatty(),
     )
+    task = progress.add_task("emit", total=None)
+
+    async def send() -> None:
+        async for value, event in _validated(values, refused):
+            await sent.put((event, await writer.send(topic, value, event.accountId.encode())))
+        await sent.put(None)
+
+    async def report() -> int:
+        acknowledged = 0
+        while (each := await sent.get()) is not None:
+            await _report(*each, as_json=as_json)
+            acknowledged += 1
+            progress.update(task, completed=acknowledged)
+            if sent.empty():
+                sys.stdout.flush()
+        return acknowledged
+
+    writer = RecordWriter(settings)
+    await writer.start()
     try:
         with progress:
-            task = progress.add_task("emit", total=None)
-            for value, event in _validated(lines, refused):
-                future = await writer.send(topic, value, event.accountId.encode())
-                unacknowledged.append((event, future))
-                while len(unacknowledged) >= _UNACKNOWLEDGED_MAX:
-                    await _report(unacknowledged.popleft(), as_json=as_json)
-                    acknowledged += 1
-                    progress.update(task, completed=acknowledged)
-            while unacknowledged:
-                await _report(unacknowledged.popleft(), as_json=as_json)
-                acknowledged += 1
+            _, acknowledged = await asyncio.gather(send(), report())
     finally:
         await writer.stop()
     if refused:
@@ -127,8 +180,17 @@ async def _emit(
         )
 
 
-async def _report(sent: tuple[UsageEvent, asyncio.Future[Written]], *, as_json: bool) -> None:
-    event, future = sent
+async def _find_topic(settings: KafkaSettings, topic: str) -> None:
+    """Say at once that a topic is missing; the producer would wait for it to be created."""
+    admin = KafkaAdmin(settings, timeout_seconds=_ADMIN_TIMEOUT_SECONDS)
+    if await admin.ensure_topic(topic, _PARTITIONS_ADVISED, {}, validate_only=True) != "exists":
+        raise UnavailableError(
+            f"Kafka at {', '.join(settings.kafka_bootstrap_servers)} has no topic {topic}: correct"
+            f" the name, or create it: {admin.create_command(topic, _PARTITIONS_ADVISED, {})}"
+        )
+
+
+async def _report(event: UsageEvent, future: asyncio.Future[Written], *, as_json: bool) -> None:
     written = await future
     where = written.partition
     if as_json:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections import Counter as Tally
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TextIO
@@ -36,6 +37,7 @@ _OUTCOME_LABELS: dict[type[Outcome], str] = {
     Blocked: "blocked",
     Refused: "refused",
 }
+_CLIENT_LINE_SECONDS = 10.0  # an outage is noticed in time, and does not fill the disk
 _REQUEST_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -64,6 +66,7 @@ def configure_logging(
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)
+    handler.addFilter(_KafkaClientLines())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
@@ -71,6 +74,29 @@ def configure_logging(
         )
     )
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+
+
+class _KafkaClientLines(logging.Filter):
+    """Thins out what the Kafka client says at each of its retries: 40 errors a second, otherwise.
+
+    It goes on retrying, so nothing of it is worse than a warning.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._silent_until: dict[tuple[str, int], float] = {}
+        # By the place in the client's code: when it may be heard again.
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith("aiokafka"):
+            return True
+        place, now = (record.pathname, record.lineno), time.monotonic()
+        if now < self._silent_until.get(place, now):
+            return False
+        self._silent_until[place] = now + _CLIENT_LINE_SECONDS
+        if record.levelno > logging.WARNING:
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
+        return True
 
 
 class Telemetry:

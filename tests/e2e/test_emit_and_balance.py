@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from ingester.local_kafka import LocalKafka, free_ports
 from tests.conftest import TopicFactory
 from tests.support.kafka import read_all
-from tests.support.processes import Ingesters
+from tests.support.processes import COMMAND, Ingesters, environment
 from tests.support.simulator import Simulator
+from tests.support.waiting import eventually
 from tests.support.workers import Group
 
 GroupOf = Callable[..., Group]
@@ -151,12 +155,43 @@ def test_emit_refuses_an_incomplete_command_line(emit: Run, arguments: tuple[str
     assert _says_no_traceback(ended)
 
 
+def test_emit_acknowledges_events_as_they_come(
+    kafka: LocalKafka, usage_topic: str, tmp_path: Path
+) -> None:
+    """An event from an open pipe is acknowledged before the next one is written; Ctrl-C ends it."""
+    output = tmp_path / "output"
+    settings = {
+        "INGESTER_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+        "INGESTER_TOPIC": usage_topic,
+    }
+    with output.open("wb") as stdout:
+        emitting = subprocess.Popen(
+            [COMMAND, "emit", "-"], env=environment(settings), stdin=subprocess.PIPE, stdout=stdout
+        )
+    assert emitting.stdin is not None
+    try:
+        for number in (1, 2):
+            emitting.stdin.write(b'{"key":"k","accountId":"a","bits":%d}\n' % number)
+            emitting.stdin.flush()
+            eventually(lambda number=number: f"{number} for k\n" in output.read_text())
+        emitting.send_signal(signal.SIGINT)
+        assert emitting.wait(10) == 130
+    finally:
+        emitting.kill()
+        emitting.stdin.close()
+        emitting.wait()
+
+
 def test_emit_to_a_topic_that_is_not_there(emit: Run) -> None:
-    """Exit code 69 within seconds, with the topic's name."""
+    """Exit code 69 within seconds, with the command that would create it."""
+    started_seconds = time.monotonic()
+
     ended = emit("k", "a", "1", "--topic", "usage-nowhere")
 
+    assert time.monotonic() - started_seconds < 10
     assert ended.returncode == 69
-    assert "usage-nowhere" in ended.stderr
+    assert "has no topic usage-nowhere" in ended.stderr
+    assert "kafka-topics.sh" in ended.stderr
     assert _says_no_traceback(ended)
 
 
