@@ -208,16 +208,15 @@ def read_envelope(body: bytes) -> Envelope:
 
 
 def _judge_success(answer: Response, items_count: int, now: datetime) -> Outcome:
-    details = read_envelope(answer.body)
-
     def in_doubt(why: str) -> InDoubt:
-        retry_after_seconds = _retry_after_seconds(answer, details, now)
-        return InDoubt(f"HTTP {answer.status}{why}", answer.status, retry_after_seconds)
+        asked = _retry_after_seconds(answer, read_envelope(answer.body), now)
+        return InDoubt(f"HTTP {answer.status}{why}", answer.status, asked)
 
     document = _decode(answer.body)
     data = document.get("data") if isinstance(document, dict) else None
     if not isinstance(data, dict):
-        return in_doubt(f" without an acknowledgement: {details.sentence(answer.body)}")
+        sentence = read_envelope(answer.body).sentence(answer.body)
+        return in_doubt(f" without an acknowledgement: {sentence}")
     # Both spellings are in the field: `batchId` in older answers, `requestId` in newer ones.
     batch_id = data.get("batchId") or data.get("requestId")
     if not isinstance(batch_id, str) or not batch_id.strip():

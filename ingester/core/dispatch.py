@@ -112,6 +112,9 @@ class Dispatcher:
                 delivery.in_doubt = True
                 not_before = now + (outcome.retry_after_seconds or 0.0)
                 self._failed(delivery, max(now + backoff, not_before), not_before)
+                # A 503 that asks for a wait speaks for the service, a 202 (pending) for the batch.
+                if outcome.retry_after_seconds and (outcome.status or 0) >= 400:
+                    self._hold(outcome, fact.jitter, now)
             case Throttled() | Blocked():
                 self._hold(outcome, fact.jitter, now)
                 self._retries.append(delivery)
@@ -174,14 +177,14 @@ class Dispatcher:
             self._waiting = [(entry.not_before, tie, entry) for _, tie, entry in self._waiting]
             heapq.heapify(self._waiting)
 
-    def _hold(self, outcome: Throttled | Blocked, jitter: float, now: float) -> None:
+    def _hold(self, outcome: Throttled | InDoubt | Blocked, jitter: float, now: float) -> None:
         if isinstance(outcome, Blocked):
             self.blocked = outcome
         # Requests that were in flight together all bring the same news: it counts once.
         if now >= self._held_until:
             self._holds += 1
         wait = self._limits.backoff_seconds(self._holds + _PROBE_ATTEMPTS, jitter)
-        if isinstance(outcome, Throttled) and outcome.retry_after_seconds:  # 0 asks for no wait
+        if not isinstance(outcome, Blocked) and outcome.retry_after_seconds:  # 0 asks for no wait
             wait = outcome.retry_after_seconds + wait * _RETRY_AFTER_SPREAD
         self._held_until = max(self._held_until, now + wait)
 

@@ -170,7 +170,7 @@ def test_an_end_of_an_outage_does_not_undercut_retry_after(outcome: Outcome) -> 
     dispatching = dispatcher(3)
     slow, other, third = add(dispatching, 3)
     started(dispatching, 0.0)
-    end(dispatching, slow, InDoubt("HTTP 503", 503, 60.0), 0.0)
+    end(dispatching, slow, InDoubt("HTTP 202", 202, 60.0), 0.0)
     end(dispatching, other, outcome, 0.0)
     end(dispatching, third, ACKNOWLEDGED, 1.0)
 
@@ -351,3 +351,30 @@ def test_after_clearing_nothing_is_left_but_the_hold() -> None:
     add(dispatching, 5)
     assert started(dispatching, 9.9) == []
     assert len(started(dispatching, 20.0)) == 1
+
+
+def test_a_service_that_asks_for_a_wait_gets_it_from_everybody() -> None:
+    """A 503 with Retry-After holds batches that were never tried, until its time."""
+    dispatching = dispatcher(2)
+    first, second = add(dispatching, 2)
+    assert started(dispatching, 0.0) == [first, second]
+    end(dispatching, second, ACKNOWLEDGED, 0.0)
+    end(dispatching, first, InDoubt("503", 503, 7.0), 0.0)
+    (third,) = add(dispatching, 1)
+
+    assert started(dispatching, 6.999) == []
+    assert started(dispatching, 9.0) == [first]
+    end(dispatching, first, ACKNOWLEDGED, 9.0)
+    assert started(dispatching, 9.0) == [third]
+
+
+def test_a_pending_batch_keeps_no_other_waiting() -> None:
+    """A 202 that asks for a wait is about one key alone."""
+    dispatching = dispatcher(2)
+    first, second = add(dispatching, 2)
+    assert started(dispatching, 0.0) == [first, second]
+    end(dispatching, first, InDoubt("pending", 202, 7.0), 0.0)
+    end(dispatching, second, ACKNOWLEDGED, 0.0)
+    (third,) = add(dispatching, 1)
+
+    assert started(dispatching, 1.0) == [third]
