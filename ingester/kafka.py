@@ -8,7 +8,7 @@ where the default is wrong for billing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
@@ -47,7 +47,9 @@ class RebalanceListener(Protocol):
 
     async def partitions_revoked(self) -> None: ...
 
-    async def partitions_assigned(self, partitions: Sequence[TopicPartition]) -> None: ...
+    def partitions_assigned(self, partitions: Sequence[TopicPartition]) -> None: ...
+
+    def rebalance_failed(self, error: Exception) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,8 @@ class UsageConsumer:
             **client_options(settings),
             group_id=settings.group_id,
             group_instance_id=settings.group_instance_id,
-            # A group without offsets starts at the beginning (see `poll`); offsets that the log has
-            # lost stop the partition. Neither is ever reset silently.
+            # A group without offsets starts at the beginning (see `_seek`); offsets that the log
+            # has lost stop the partition. Neither is ever reset silently.
             auto_offset_reset="none",
             enable_auto_commit=False,
             isolation_level="read_committed",
@@ -95,20 +97,18 @@ class UsageConsumer:
         except kafka_errors.KafkaError as error:
             await self._consumer.stop()
             raise translate(error, "Kafka") from error
-        self._consumer.subscribe(self._topics, listener=_Listener(self._listener))
+        listener = _Listener(self._listener, self._seek)
+        self._consumer.subscribe(self._topics, listener=listener)
 
     async def poll(self) -> Fetched:
         """Wait a moment for records of the partitions that are not paused.
 
-        A partition without a committed offset is read from its beginning. RefusedError and
-        UnavailableError mean that the group cannot go on with this member.
+        RefusedError and UnavailableError mean that the group cannot go on with this member.
         """
         try:
             records = await self._consumer.getmany(timeout_ms=int(_POLL_SECONDS * 1000))
-        except kafka_errors.NoOffsetForPartitionError as error:
-            partition = error.args[0]
-            await self._consumer.seek_to_beginning(partition)
-            return Fetched({})
+        except kafka_errors.NoOffsetForPartitionError:
+            return Fetched({})  # asked before `_seek` was through, which says where to begin
         except kafka_errors.OffsetOutOfRangeError as error:
             offsets: Mapping[TopicPartition, int] = error.args[0]
             lost = [PositionLost(TopicPartition(*name), offsets[name]) for name in offsets]
@@ -145,6 +145,27 @@ class UsageConsumer:
         """Leave the group without a commit, and disconnect."""
         await _closed(self._consumer.stop())
 
+    async def _seek(self, partitions: Sequence[TopicPartition]) -> Callable[[], None]:
+        """Look up where each partition begins; what is returned goes there, without a wait.
+
+        Where nothing is committed, that is the beginning of the log.
+        """
+        starts: dict[Any, int] = {}
+        asked = [aiokafka.TopicPartition(*each) for each in partitions]
+        for partition in asked:
+            committed = await self._consumer.committed(partition)
+            if committed is not None:
+                starts[partition] = committed
+        new = [partition for partition in asked if partition not in starts]
+        if new:
+            starts |= await self._consumer.beginning_offsets(new)
+
+        def go() -> None:
+            for partition, offset in starts.items():
+                self._consumer.seek(partition, offset)
+
+        return go
+
     def _still_assigned(self, partitions: Iterable[TopicPartition]) -> list[Any]:
         # pause and resume of the client insist on its own class of partition.
         mine = set(partitions)
@@ -152,17 +173,37 @@ class UsageConsumer:
 
 
 class _Listener(ConsumerRebalanceListener):
-    """aiokafka logs and swallows what a listener raises: a failure has to be seen elsewhere."""
+    """aiokafka logs and swallows what a listener raises: a failure has to be reported."""
 
-    def __init__(self, listener: RebalanceListener) -> None:
+    def __init__(
+        self,
+        listener: RebalanceListener,
+        seek: Callable[[Sequence[TopicPartition]], Awaitable[Callable[[], None]]],
+    ) -> None:
         self._listener = listener
+        self._seek = seek
 
     async def on_partitions_revoked(self, revoked: object) -> None:
         del revoked  # always everything: the client knows only eager rebalancing
-        await self._listener.partitions_revoked()
+        try:
+            await self._listener.partitions_revoked()
+        except Exception as error:  # noqa: BLE001 -- see the class
+            self._listener.rebalance_failed(error)
 
     async def on_partitions_assigned(self, assigned: Sequence[tuple[str, int]]) -> None:
-        await self._listener.partitions_assigned(sorted(TopicPartition(*each) for each in assigned))
+        partitions = sorted(TopicPartition(*each) for each in assigned)
+        try:
+            go = await self._seek(partitions)
+        except kafka_errors.KafkaError as error:
+            self._listener.rebalance_failed(translate(error, "Kafka"))
+            return
+        except Exception as error:  # noqa: BLE001 -- see the class
+            self._listener.rebalance_failed(error)
+            return
+        # Records may have been fetched meanwhile, and were passed over because nobody had these
+        # partitions. Nothing may come between going back to the start and having them.
+        go()
+        self._listener.partitions_assigned(partitions)
 
 
 @dataclass(frozen=True, slots=True)

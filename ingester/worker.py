@@ -236,10 +236,14 @@ class Worker:
         if partitions:
             self._telemetry.partitions_revoked(partitions, drained=drained)
 
-    async def partitions_assigned(self, partitions: Sequence[TopicPartition]) -> None:
+    def partitions_assigned(self, partitions: Sequence[TopicPartition]) -> None:
         """Begin anew with what the group gave."""
         self._handle(PartitionsAssigned(partitions))
         self._telemetry.partitions_assigned(partitions)
+
+    def rebalance_failed(self, error: Exception) -> None:
+        """End the run: what this member owns now is not known."""
+        self._fail(error)
 
     # -- facts in, commands out -----------------------------------------------------------------
 
