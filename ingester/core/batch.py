@@ -1,16 +1,20 @@
 """Gathers a partition's records into batches: one request each, with frozen boundaries and bytes.
 
 A batch covers every record of `[first_offset, next_offset)`: those that became items, in offset
-order, and those that were rejected. Its body depends on the records and the limits alone.
+order, and those that were rejected. Its body and its key depend on the records and the
+configuration alone: whoever forms the same range again sends the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import sys
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ingester.core.event import Decode, Rejection
+from ingester.core.intent import Intent
 from ingester.core.record import Record, TopicPartition
 
 _BODY_START = b'{"items":['
@@ -40,6 +44,7 @@ class Batch:
     next_offset: int
     items_count: int
     bits: int
+    bits_by_key: Mapping[str, int]
     body: bytes
     idempotency_key: str
     dead_letters: tuple[DeadLetter, ...]
@@ -66,32 +71,68 @@ class BatchBuilder:
     epoch: int
     limits: BatchLimits
     decode: Decode
+    frozen: deque[Intent] = field(default_factory=deque)
+    """Boundaries that a former owner recorded, in offset order; each goes when it is formed."""
+    lost: Intent | None = None
+    """A frozen range whose records the log does not hold any more; set once, ends the filling."""
     _encoded: list[bytes] = field(default_factory=list)
     _dead_letters: list[DeadLetter] = field(default_factory=list)
     _bits: int = 0
+    _bits_by_key: Counter[str] = field(default_factory=Counter)
     _body_bytes: int = _COMMALESS_BYTES
     _buffered_bytes: int = 0
     _first: Record | None = None
     _last: Record | None = None
 
     @property
-    def is_open(self) -> bool:
-        return self._first is not None
+    def may_be_cut(self) -> bool:
+        """Whether there is something to cut; a frozen batch has its boundary and no linger."""
+        return self._first is not None and not self.frozen
 
     @property
     def buffered_bytes(self) -> int:
         """Bytes of the values in the open batch, and of all else that its dead letters keep."""
         return self._buffered_bytes
 
-    def extend(self, records: Iterable[Record]) -> list[Batch]:
+    def extend(self, records: Sequence[Record]) -> list[Batch]:
         """Take records in offset order; return the batches that they filled.
 
         A record that is no usage event stays in the batch as a dead letter and changes nothing for
         its neighbours; so does one whose item alone exceeds `body_bytes_max`.
         """
         batches: list[Batch] = []
-        decode, limits = self.decode, self.limits
-        body_bytes_max, items_max = limits.body_bytes_max, limits.items_max
+        if self.frozen:
+            records = self._form_again(records, batches)
+        self._fill(records, batches, self.limits.items_max, self.limits.body_bytes_max)
+        return batches
+
+    def _form_again(self, records: Sequence[Record], batches: list[Batch]) -> Sequence[Record]:
+        """Form what a former owner intended, by its boundaries alone; return the records beyond."""
+        while self.frozen and records:
+            intent = self.frozen[0]
+            inside = [record for record in records if record.offset < intent.next_offset]
+            records = records[len(inside) :]
+            self._fill(inside, batches, sys.maxsize, sys.maxsize)
+            if not records and (self._last is None or self._last.offset + 1 < intent.next_offset):
+                break  # the rest of it is still to be fetched
+            if not self._is(intent):
+                self.lost = intent
+                self.discard()
+                return ()
+            self.frozen.popleft()
+            batches.append(self.cut())
+        return records
+
+    def _is(self, intent: Intent) -> bool:
+        first, last = self._first, self._last
+        if first is None or last is None:
+            return False
+        return (first.offset, last.offset + 1) == (intent.first_offset, intent.next_offset)
+
+    def _fill(
+        self, records: Sequence[Record], batches: list[Batch], items_max: int, cut_bytes_max: int
+    ) -> None:
+        decode, body_bytes_max = self.decode, self.limits.body_bytes_max
         for record in records:
             value = record.value
             decoded = decode(value)
@@ -101,11 +142,12 @@ class BatchBuilder:
                 if _COMMALESS_BYTES + item_bytes > body_bytes_max:
                     self._reject(record, _too_large(len(encoded), body_bytes_max))
                 else:
-                    if self._body_bytes + item_bytes > body_bytes_max:
+                    if self._body_bytes + item_bytes > cut_bytes_max:
                         batches.append(self.cut())
                     self._encoded.append(encoded)
                     self._body_bytes += item_bytes
                     self._bits += event.bits
+                    self._bits_by_key[event.key] += event.bits
             else:
                 assert isinstance(decoded, Rejection)
                 self._reject(record, decoded)
@@ -116,7 +158,6 @@ class BatchBuilder:
                 self._buffered_bytes += len(value)
             if len(self._encoded) + len(self._dead_letters) >= items_max:
                 batches.append(self.cut())
-        return batches
 
     def cut(self) -> Batch:
         """Close the open batch, whatever its size, and return it."""
@@ -131,6 +172,7 @@ class BatchBuilder:
             next_offset=last.offset + 1,
             items_count=len(self._encoded),
             bits=self._bits,
+            bits_by_key=self._bits_by_key,
             body=body,
             idempotency_key=_idempotency_key(self.partition, first, last),
             dead_letters=tuple(self._dead_letters),
@@ -144,6 +186,7 @@ class BatchBuilder:
         self._encoded = []
         self._dead_letters = []
         self._bits = 0
+        self._bits_by_key = Counter()
         self._body_bytes = _COMMALESS_BYTES
         self._buffered_bytes = 0
         self._first = self._last = None

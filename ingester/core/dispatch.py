@@ -24,6 +24,7 @@ from ingester.core.delivery import (
     Throttled,
 )
 from ingester.core.messages import AttemptEnded, Limits
+from ingester.core.offsets import Span
 from ingester.core.record import TopicPartition
 
 _PROBE_ATTEMPTS = 4  # where the backoff of a hold begins: about 16 times the minimum
@@ -34,6 +35,7 @@ class Delivery:
     """A batch on its way, from its cut until it is settled or forgotten."""
 
     batch: Batch
+    span: Span
     attempts: int = 0
     not_before: float = 0.0
     """When the endpoint wants it again at the earliest; written by each failed attempt."""
@@ -43,10 +45,14 @@ class Delivery:
     """Until the acknowledgement; False from the start when there are no items."""
     dead_letters_pending: bool = True
     """Until they are written; False from the start when there are none."""
+    acknowledged: Acknowledged | None = None
+    """Written by the acknowledgement, read by the receipt."""
     write_attempts: int = 0
+    """Writes of its dead letters or its receipt that failed."""
 
     @property
-    def settled(self) -> bool:
+    def done(self) -> bool:
+        """Whether there is nothing left but its receipt."""
         return not self.items_pending and not self.dead_letters_pending
 
 
@@ -55,6 +61,7 @@ class Dispatcher:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._ready_count = 0
         self._ready: OrderedDict[TopicPartition, deque[Delivery]] = OrderedDict()
         # Filled by `add` and by holds; the first partition has the next turn. No deque is empty.
         self._retries: deque[Delivery] = deque()
@@ -74,8 +81,9 @@ class Dispatcher:
         return len(self._in_flight)
 
     @property
-    def idle(self) -> bool:
-        return not (self._in_flight or self._waiting or self._retries or self._ready)
+    def runs_short(self) -> bool:
+        """Whether the next answers may find nothing to send."""
+        return self._ready_count < self._limits.requests_in_flight_max
 
     def wake_at(self) -> float | None:
         """Return when something can start that cannot start now."""
@@ -86,6 +94,7 @@ class Dispatcher:
 
     def add(self, delivery: Delivery) -> None:
         """Queue a batch behind those of its partition."""
+        self._ready_count += 1
         self._ready.setdefault(delivery.batch.partition, deque()).append(delivery)
 
     def start(self, now: float) -> Iterator[Delivery]:
@@ -132,6 +141,7 @@ class Dispatcher:
 
         names = list(self._ready) if partition is None else [partition]
         forgotten = [delivery for name in names for delivery in self._ready.pop(name, ())]
+        self._ready_count -= len(forgotten)
         forgotten += [delivery for delivery in self._retries if goes(delivery)]
         forgotten += [delivery for _, _, delivery in self._waiting if goes(delivery)]
         self._retries = deque(delivery for delivery in self._retries if not goes(delivery))
@@ -139,8 +149,14 @@ class Dispatcher:
         heapq.heapify(self._waiting)
         return forgotten
 
+    def forget(self, delivery: Delivery) -> None:
+        """Drop a delivery that waits for another attempt."""
+        self._waiting = [entry for entry in self._waiting if entry[2] is not delivery]
+        heapq.heapify(self._waiting)
+
     def clear(self) -> None:
         """Drop everything; answers that are still to come belong to nobody."""
+        self._ready_count = 0
         self._ready.clear()
         self._retries.clear()
         self._waiting.clear()
@@ -157,6 +173,7 @@ class Dispatcher:
     def _next_turn(self) -> Delivery:
         partition, queue = self._ready.popitem(last=False)
         delivery = queue.popleft()
+        self._ready_count -= 1
         if queue:
             self._ready[partition] = queue
         return delivery

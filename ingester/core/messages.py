@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ingester.core.batch import Batch, BatchLimits
-from ingester.core.delivery import Outcome, backoff_seconds
+from ingester.core.delivery import Acknowledged, Outcome, backoff_seconds
+from ingester.core.intent import Ledger
 from ingester.core.record import Record, TopicPartition
+
+InDoubtPolicy = Literal["retry", "halt"]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds that the pipeline keeps to; each is a setting of the same name."""
+    """The bounds and policies that the pipeline keeps to; each is a setting of the same name."""
 
     batch: BatchLimits
     requests_in_flight_max: int
@@ -24,6 +28,9 @@ class Limits:
     backoff_seconds_min: float
     backoff_seconds_max: float
     commit_interval_seconds: float
+    idempotency_window_seconds: float
+    in_doubt: InDoubtPolicy
+    receipts: bool
 
     def backoff_seconds(self, attempts: int, jitter: float) -> float:
         """Return the wait after so many failures in a row."""
@@ -39,10 +46,22 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """Where an assigned partition begins, and what its former owners left there."""
+
+    offset: int
+    ledger: Ledger
+    receipted: Mapping[tuple[int, int], int]
+    """Ranges that have a receipt, with its offset: settled, though perhaps not committed."""
+
+
+@dataclass(frozen=True, slots=True)
 class PartitionsAssigned:
     """The group gave this worker these partitions, and no others."""
 
-    partitions: Sequence[TopicPartition]
+    partitions: Mapping[TopicPartition, Start]
+    wall_seconds: float
+    """Seconds since the epoch, now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +104,29 @@ class DeadLettersNotWritten:
 
 
 @dataclass(frozen=True, slots=True)
-class OffsetsCommitted:
-    """The coordinator stored these offsets."""
+class ReceiptWritten:
+    """The broker has the receipt of the batch, at this offset of its partition."""
 
-    offsets: Mapping[TopicPartition, int]
+    batch: Batch
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptNotWritten:
+    """The receipt is not acknowledged; it will be written again."""
+
+    batch: Batch
+    jitter: float
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetsCommitted:
+    """The coordinator stored what the last `CommitOffsets` asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommitFailed:
-    """The commit was refused or its answer lost."""
+    """The last commit was refused or its answer lost."""
 
     jitter: float
 
@@ -125,6 +158,8 @@ Fact = (
     | AttemptEnded
     | DeadLettersWritten
     | DeadLettersNotWritten
+    | ReceiptWritten
+    | ReceiptNotWritten
     | OffsetsCommitted
     | CommitFailed
     | RevocationStarted
@@ -153,10 +188,28 @@ class WriteDeadLetters:
 
 
 @dataclass(frozen=True, slots=True)
-class CommitOffsets:
-    """Commit these next offsets in one request; the next commit waits for its end."""
+class WriteReceipt:
+    """Append the batch's receipt and wait until the broker has it."""
 
-    offsets: Mapping[TopicPartition, int]
+    batch: Batch
+    outcome: Acknowledged | None
+    """None for a batch without items, which nobody had to acknowledge."""
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What is stored for one partition."""
+
+    next_offset: int
+    metadata: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommitOffsets:
+    """Commit all of these in one request; the next commit waits for its end."""
+
+    offsets: Mapping[TopicPartition, Commit]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +237,7 @@ class HaltPartition:
 Command = (
     SendBatch
     | WriteDeadLetters
+    | WriteReceipt
     | CommitOffsets
     | PausePartitions
     | ResumePartitions

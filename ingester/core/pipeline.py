@@ -1,27 +1,30 @@
 """The state machine of one worker: facts in, commands out.
 
 Per partition: records -> open batch -> ready -> in flight -> settled -> committable offset. A batch
-is settled when its items are acknowledged and its dead letters are written; an offset is committed
-when every batch below it is settled. What is unsettled when partitions are revoked is forgotten,
-and whoever owns them next reads it again from the committed offset.
+is sent only after a commit has recorded its boundaries (its intent), and settled when its items
+are acknowledged, its dead letters and its receipt written; an offset is committed when every batch
+below it is settled. What is unsettled when partitions are revoked is forgotten: whoever owns them
+next reads it again from the committed offset, and forms what was intended as it was.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import assert_never
 
 from ingester.core.batch import Batch, BatchBuilder
-from ingester.core.delivery import Acknowledged, Blocked, Refused
+from ingester.core.delivery import Acknowledged, Blocked, InDoubt, Refused
 from ingester.core.dispatch import Delivery, Dispatcher
 from ingester.core.event import Decode
+from ingester.core.intent import INTENTS_MAX, Intent, encode
 from ingester.core.messages import (
     AttemptEnded,
     Command,
+    Commit,
     CommitFailed,
     CommitOffsets,
     DeadLettersNotWritten,
@@ -35,15 +38,22 @@ from ingester.core.messages import (
     PartitionsRevoked,
     PausePartitions,
     PositionLost,
+    ReceiptNotWritten,
+    ReceiptWritten,
     RecordsFetched,
     ResumePartitions,
     RevocationStarted,
     SendBatch,
+    Start,
     Tick,
     WriteDeadLetters,
+    WriteReceipt,
 )
-from ingester.core.offsets import OffsetTracker
+from ingester.core.offsets import OffsetTracker, Span
 from ingester.core.record import TopicPartition
+
+_INTENTS_SPACING_SECONDS = 0.005
+"""Between two commits of a busy worker: 200 a second take some per cent of a core."""
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +61,13 @@ class _Partition:
     """One assignment of one partition."""
 
     builder: BatchBuilder
-    offsets: OffsetTracker = field(default_factory=OffsetTracker)
+    offsets: OffsetTracker
+    inherited: Mapping[tuple[int, int], Intent]
+    """What former owners intended, by its range."""
+    receipted: Mapping[tuple[int, int], int]
+    """Which of that has a receipt, and where."""
+    unintended: deque[Delivery] = field(default_factory=deque)
+    """Cut and in no commit yet, in offset order; emptied by commits."""
     batches_bytes: int = 0
     """Bytes of all batches that are cut and not settled."""
     committed: int | None = None
@@ -89,14 +105,18 @@ class Pipeline:
         self._deliveries: dict[Batch, Delivery] = {}
         # Every batch cut and not settled; a fact about any other is about a former assignment.
         self._rewrites: list[tuple[float, int, Delivery]] = []
-        # Dead letters whose write failed: a heap by due time.
+        # Those whose dead letters or receipt could not be written: a heap by due time.
         self._sequence = count()  # breaks ties in the heap
         self._buffered_bytes = 0  # the sum over the partitions
         self._paused: set[TopicPartition] = set()
-        self._uncommitted: dict[TopicPartition, int] = {}
-        # Offsets that may be committed: written when a batch settles, emptied by the commit's end.
-        self._committing = False
+        self._uncommitted: set[TopicPartition] = set()
+        # Partitions with a new position or new batches; emptied by commits, filled if one fails.
+        self._committing: dict[TopicPartition, tuple[int, list[Delivery]]] | None = None
+        # What the commit under way stores: the position, and the batches it intends.
+        self._wall_offset = 0.0  # what to add to `now` for seconds since the epoch
         self._commit_due = 0.0
+        self._intents_due = 0.0  # before `_commit_due`, for a worker that has too little to send
+        self._unintended_count = 0
         self._commit_failures = 0  # in a row
         self._revoking = False  # from the start of a revocation to the next assignment
         self._draining = False  # from the request on, for good
@@ -106,7 +126,8 @@ class Pipeline:
     @property
     def drained(self) -> bool:
         """Whether waiting longer would settle or commit nothing more."""
-        return not (self._open or self._deliveries or self._committing or self._uncommitted)
+        busy = self._open or self._deliveries or self._uncommitted
+        return not busy and self._committing is None
 
     @property
     def assigned(self) -> bool:
@@ -145,8 +166,8 @@ class Pipeline:
             times.append(next(iter(self._open.values())))
         if self._rewrites:
             times.append(self._rewrites[0][0])
-        if not self._committing and self._uncommitted:
-            times.append(self._commit_due)
+        if self._committing is None and self._uncommitted:
+            times.append(self._next_commit())
         return min((time for time in times if time is not None), default=None)
 
     # -- facts --------------------------------------------------------------------------------
@@ -162,17 +183,19 @@ class Pipeline:
             case AttemptEnded():
                 self._attempt_ended(fact, now, commands)
             case OffsetsCommitted():
-                self._committed(fact)
+                self._committed()
             case CommitFailed():
                 self._commit_failed(fact, now)
             case DeadLettersWritten():
-                self._dead_letters_written(fact.batch)
-            case DeadLettersNotWritten():
-                self._dead_letters_not_written(fact, now)
+                self._dead_letters_written(fact.batch, commands)
+            case ReceiptWritten():
+                self._receipt_written(fact)
+            case DeadLettersNotWritten() | ReceiptNotWritten():
+                self._not_written(fact, now)
             case PositionLost():
                 self._position_lost(fact, commands)
             case PartitionsAssigned():
-                self._assigned(fact)
+                self._assigned(fact, now, commands)
             case RevocationStarted():
                 self._revocation_started()
             case PartitionsRevoked():
@@ -188,13 +211,45 @@ class Pipeline:
         self._commit(now, commands)
         return commands
 
-    def _assigned(self, fact: PartitionsAssigned) -> None:
+    def _assigned(self, fact: PartitionsAssigned, now: float, commands: list[Command]) -> None:
         assert not self._partitions, "an assignment follows the revocation of everything"
         self._epoch += 1
         self._revoking = False
-        for name in fact.partitions:
-            builder = BatchBuilder(name, self._epoch, self._limits.batch, self._decode)
-            self._partitions[name] = _Partition(builder)
+        self._wall_offset = fact.wall_seconds - now
+        for name, start in fact.partitions.items():
+            intents = start.ledger.intents
+            builder = BatchBuilder(
+                name, self._epoch, self._limits.batch, self._decode, frozen=deque(intents)
+            )
+            self._partitions[name] = _Partition(
+                builder,
+                OffsetTracker(start.offset, start.ledger.receipts_offset),
+                inherited={(each.first_offset, each.next_offset): each for each in intents},
+                receipted=start.receipted,
+            )
+            reason = self._not_to_be_sent_again(start, fact.wall_seconds)
+            if reason is not None:
+                self._halt(name, reason, commands)
+
+    def _not_to_be_sent_again(self, start: Start, wall_seconds: float) -> str | None:
+        """Say why what a former owner left in doubt has to be judged by somebody, if it has."""
+        in_doubt = [
+            each
+            for each in start.ledger.intents
+            if (each.first_offset, each.next_offset) not in start.receipted
+        ]
+        if not in_doubt:
+            return None
+        ranges = ", ".join(f"[{each.first_offset},{each.next_offset})" for each in in_doubt)
+        if self._limits.in_doubt == "halt":
+            return f"in doubt, and INGESTER_IN_DOUBT is halt: {ranges}"
+        window = self._limits.idempotency_window_seconds
+        if wall_seconds - min(each.intended_at for each in in_doubt) > window:
+            return (
+                f"in doubt for longer than {window:g} s, after which PacSpace may have forgotten"
+                f" their keys (INGESTER_IDEMPOTENCY_WINDOW_SECONDS): {ranges}"
+            )
+        return None
 
     def _fetched(self, fact: RecordsFetched, now: float, commands: list[Command]) -> None:
         if self._revoking or self._draining:
@@ -208,9 +263,16 @@ class Pipeline:
             if batches:
                 self._open.pop(name, None)
                 self._take(part, batches, commands)
-            if part.builder.is_open:
+            if part.builder.may_be_cut:
                 self._open.setdefault(name, now + self._limits.batch.linger_seconds)
             self._buffered_bytes += part.buffered_bytes - before
+            if part.builder.lost is not None:
+                lost = part.builder.lost
+                reason = (
+                    f"in doubt: [{lost.first_offset},{lost.next_offset}) was sent by a former"
+                    " owner, and the log does not hold all of its records any more"
+                )
+                self._halt(name, reason, commands)
         self._pause(fact.records, commands)
 
     def _attempt_ended(self, fact: AttemptEnded, now: float, commands: list[Command]) -> None:
@@ -220,7 +282,15 @@ class Pipeline:
         self._dispatcher.ended(delivery, fact, now)
         if isinstance(fact.outcome, Acknowledged):
             delivery.items_pending = False
-            self._settle(delivery)
+            delivery.acknowledged = fact.outcome
+            self._advance(delivery, commands)
+        elif isinstance(fact.outcome, InDoubt) and self._limits.in_doubt == "halt":
+            reason = (
+                f"{fact.batch} is in doubt, and INGESTER_IN_DOUBT is halt: {fact.outcome.reason}"
+            )
+            self._dispatcher.forget(delivery)
+            self._forget([delivery])
+            self._halt(fact.batch.partition, reason, commands)
         elif isinstance(fact.outcome, Refused):
             self._forget([delivery])
             reason = f"{fact.batch} was refused: {fact.outcome.reason}"
@@ -228,30 +298,47 @@ class Pipeline:
         elif self._revoking or self._partitions[fact.batch.partition].halt_reason:
             self._forget(self._dispatcher.forget_unsent(fact.batch.partition))
 
-    def _dead_letters_written(self, batch: Batch) -> None:
+    def _dead_letters_written(self, batch: Batch, commands: list[Command]) -> None:
         delivery = self._deliveries.get(batch)
         if delivery is not None:
             delivery.dead_letters_pending = False
+            self._advance(delivery, commands)
+
+    def _receipt_written(self, fact: ReceiptWritten) -> None:
+        delivery = self._deliveries.get(fact.batch)
+        if delivery is not None:
+            delivery.span.receipt_offset = fact.offset
             self._settle(delivery)
 
-    def _dead_letters_not_written(self, fact: DeadLettersNotWritten, now: float) -> None:
+    def _not_written(self, fact: DeadLettersNotWritten | ReceiptNotWritten, now: float) -> None:
         delivery = self._deliveries.get(fact.batch)
         if delivery is not None:
             delivery.write_attempts += 1
             due = now + self._limits.backoff_seconds(delivery.write_attempts, fact.jitter)
             heapq.heappush(self._rewrites, (due, next(self._sequence), delivery))
 
-    def _committed(self, fact: OffsetsCommitted) -> None:
-        self._committing = False
+    def _committed(self) -> None:
+        assert self._committing is not None, "a commit ends once"
         self._commit_failures = 0
-        for name, offset in fact.offsets.items():
-            if name in self._partitions:
-                self._partitions[name].committed = offset
-            if self._uncommitted.get(name) == offset:
-                del self._uncommitted[name]
+        for name, (position, intended) in self._committing.items():
+            self._partitions[name].committed = position
+            waiting = [
+                each for each in intended if each.items_pending and each.batch in self._deliveries
+            ]
+            if self._revoking or self._partitions[name].halt_reason:
+                self._forget(waiting)
+            else:
+                for delivery in waiting:
+                    self._dispatcher.add(delivery)
+        self._committing = None
 
     def _commit_failed(self, fact: CommitFailed, now: float) -> None:
-        self._committing = False
+        assert self._committing is not None, "a commit ends once"
+        for name, (_, intended) in self._committing.items():
+            self._uncommitted.add(name)
+            self._partitions[name].unintended.extendleft(reversed(intended))
+            self._unintended_count += len(intended)
+        self._committing = None
         self._commit_failures += 1
         self._commit_due = now + self._limits.backoff_seconds(self._commit_failures, fact.jitter)
 
@@ -267,6 +354,8 @@ class Pipeline:
         self._revoking = True
         for name in list(self._open):
             self._discard(name)
+        for part in self._partitions.values():
+            self._forget_unintended(part)
         self._forget(self._dispatcher.forget_unsent())
 
     def _revoked(self) -> None:
@@ -278,8 +367,9 @@ class Pipeline:
         self._buffered_bytes = 0
         self._paused.clear()
         self._uncommitted.clear()
-        self._committing = False
-        self._commit_due = 0.0
+        self._committing = None
+        self._unintended_count = 0
+        self._commit_due = self._intents_due = 0.0
         self._commit_failures = 0
 
     def _drain(self, commands: list[Command]) -> None:
@@ -290,9 +380,9 @@ class Pipeline:
         while self._open and next(iter(self._open.values())) <= now:
             self._cut_oldest(commands)
         while self._rewrites and self._rewrites[0][0] <= now:
-            batch = heapq.heappop(self._rewrites)[2].batch
-            if batch in self._deliveries:
-                commands.append(WriteDeadLetters(batch))
+            delivery = heapq.heappop(self._rewrites)[2]
+            if delivery.batch in self._deliveries:
+                self._write(delivery, commands)
 
     # -- steps --------------------------------------------------------------------------------
 
@@ -314,32 +404,64 @@ class Pipeline:
 
     def _take(self, part: _Partition, batches: list[Batch], commands: list[Command]) -> None:
         for batch in batches:
-            part.offsets.track(batch.first_offset, batch.next_offset)
+            range_ = (batch.first_offset, batch.next_offset)
+            intent = part.inherited.get(range_)
+            span = Span(*range_, None if intent is None else intent.intended_at)
+            span.receipt_offset = part.receipted.get(range_)
+            part.offsets.track(span)
             part.batches_bytes += batch.buffered_bytes
             delivery = Delivery(
                 batch,
+                span,
+                in_doubt=intent is not None,
                 items_pending=batch.items_count > 0,
                 dead_letters_pending=bool(batch.dead_letters),
             )
             self._deliveries[batch] = delivery
-            if delivery.items_pending:
-                self._dispatcher.add(delivery)
+            if span.receipt_offset is not None:
+                self._settle(delivery)
+                continue
             if delivery.dead_letters_pending:
-                commands.append(WriteDeadLetters(batch))
+                self._write(delivery, commands)
+            if intent is not None and delivery.items_pending:
+                self._dispatcher.add(delivery)
+            elif intent is None:
+                part.unintended.append(delivery)
+                self._unintended_count += 1
+                self._uncommitted.add(batch.partition)
+
+    def _write(self, delivery: Delivery, commands: list[Command]) -> None:
+        """Write the dead letters, or the receipt when everything else is done."""
+        if delivery.dead_letters_pending:
+            commands.append(WriteDeadLetters(delivery.batch))
+        else:
+            commands.append(WriteReceipt(delivery.batch, delivery.acknowledged, delivery.attempts))
+
+    def _advance(self, delivery: Delivery, commands: list[Command]) -> None:
+        if not delivery.done:
+            return
+        if self._limits.receipts:
+            self._write(delivery, commands)
+        else:
+            self._settle(delivery)
 
     def _settle(self, delivery: Delivery) -> None:
-        if not delivery.settled:
-            return
         batch = delivery.batch
         del self._deliveries[batch]
         part = self._partitions[batch.partition]
         part.batches_bytes -= batch.buffered_bytes
         self._buffered_bytes -= batch.buffered_bytes
-        before = part.offsets.committable
-        part.offsets.settle(batch.next_offset)
-        committable = part.offsets.committable
-        if committable is not None and committable != before:
-            self._uncommitted[batch.partition] = committable
+        if part.offsets.settle(delivery.span):
+            self._uncommitted.add(batch.partition)
+
+    def _forget_unintended(self, part: _Partition) -> None:
+        self._forget(
+            each
+            for each in part.unintended
+            if each.items_pending and each.batch in self._deliveries
+        )
+        self._unintended_count -= len(part.unintended)
+        part.unintended.clear()
 
     def _forget(self, deliveries: Iterable[Delivery]) -> None:
         """Drop batches for good; their spans stay unsettled, so no commit can pass them."""
@@ -355,6 +477,7 @@ class Pipeline:
             return
         part.halt_reason = reason
         self._discard(name)
+        self._forget_unintended(part)
         self._forget(self._dispatcher.forget_unsent(name))
         self._paused.discard(name)  # it stays paused, and must not be resumed
         commands.append(PausePartitions(frozenset({name})))
@@ -391,8 +514,47 @@ class Pipeline:
             self._cut_all(commands)  # nothing else can make room: their linger would be a stall
 
     def _commit(self, now: float, commands: list[Command]) -> None:
-        at_once = (self._revoking or self._draining) and not self._commit_failures
-        if self._uncommitted and not self._committing and (now >= self._commit_due or at_once):
-            self._committing = True
-            self._commit_due = now + self._limits.commit_interval_seconds
-            commands.append(CommitOffsets(dict(self._uncommitted)))
+        """Record positions and intents together, in one request at a time.
+
+        A worker with enough to send does so at intervals; one that runs short, at once.
+        """
+        if self._committing is not None or not self._uncommitted:
+            return
+        if now < self._next_commit():
+            return
+        wall_seconds = int(now + self._wall_offset)
+        self._committing = {}
+        offsets: dict[TopicPartition, Commit] = {}
+        for name in self._uncommitted:
+            part = self._partitions[name]
+            intended = self._intend(part, wall_seconds)
+            position = part.offsets.position
+            offsets[name] = Commit(position, encode(position, part.offsets.ledger()))
+            self._committing[name] = (position, intended)
+        self._uncommitted.clear()
+        self._commit_due = now + self._limits.commit_interval_seconds
+        self._intents_due = now + _INTENTS_SPACING_SECONDS
+        commands.append(CommitOffsets(offsets))
+
+    def _next_commit(self) -> float:
+        """When the next commit may begin; one that fails is made again after its backoff."""
+        if self._commit_failures:
+            return self._commit_due
+        if self._revoking or self._draining:
+            return 0.0
+        if self._unintended_count and self._dispatcher.runs_short:
+            return min(self._commit_due, self._intents_due)
+        return self._commit_due
+
+    def _intend(self, part: _Partition, wall_seconds: int) -> list[Delivery]:
+        """Take the batches that the next commit records, as many as its metadata has room for."""
+        intended: list[Delivery] = []
+        room = INTENTS_MAX - part.offsets.intended_count
+        while part.unintended and room > 0:
+            delivery = part.unintended.popleft()
+            self._unintended_count -= 1
+            if delivery.span.intended_at is None:
+                delivery.span.intended_at = wall_seconds
+                room -= 1
+            intended.append(delivery)
+        return intended

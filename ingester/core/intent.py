@@ -1,0 +1,101 @@
+"""Writes the boundaries of batches into the metadata of a committed offset, and reads them back.
+
+An intent is recorded before its batch is first sent, so that whoever owns the partition next can
+form the same batch again, byte for byte. The text is versioned and fits Kafka's limit.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+METADATA_BYTES_MAX: Final = 4096  # a broker's offset.metadata.max.bytes, unless it was changed
+_PREFIX: Final = "pacspace1:"  # with the version; a text without it is somebody else's
+INTENTS_MAX: Final = 120
+"""Intents of one partition at a time: three numbers of 64, 64 and 32 bits take 25 bytes, 33 in
+base64, so that so many fit whatever the numbers are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A batch that may have been sent: every record of `[first_offset, next_offset)`."""
+
+    first_offset: int
+    next_offset: int
+    intended_at: int
+    """When it was first recorded, in seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What the metadata of one partition's committed offset says."""
+
+    receipts_offset: int
+    """No receipt of an intended batch lies before it, in the receipts topic's partition."""
+    intents: Sequence[Intent]
+    """In offset order, not overlapping, none below the committed offset."""
+
+
+def encode(committed: int, ledger: Ledger) -> str:
+    """Return the metadata for a committed offset; differences make the numbers small."""
+    numbers = [ledger.receipts_offset, len(ledger.intents)]
+    at, moment = committed, 0
+    for intent in ledger.intents:
+        numbers.append(intent.first_offset - at)
+        numbers.append(intent.next_offset - intent.first_offset)
+        numbers.append(_zigzag(intent.intended_at - moment))
+        at, moment = intent.next_offset, intent.intended_at
+    packed = b"".join(map(_varint, numbers))
+    return _PREFIX + base64.b64encode(packed).decode("ascii")
+
+
+def decode(committed: int, metadata: str) -> Ledger | None:
+    """Read the metadata back; None when somebody else wrote it, or nobody."""
+    if not metadata.startswith(_PREFIX):
+        return None
+    try:
+        numbers = _numbers(base64.b64decode(metadata[len(_PREFIX) :], validate=True))
+        receipts_offset, intents_count = next(numbers), next(numbers)
+        intents = []
+        at, moment = committed, 0
+        for _ in range(intents_count):
+            first_offset = at + next(numbers)
+            at = first_offset + next(numbers)
+            moment += _unzigzag(next(numbers))
+            intents.append(Intent(first_offset, at, moment))
+    except (binascii.Error, StopIteration):
+        return None
+    return Ledger(receipts_offset, intents)
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first; the eighth says that another follows."""
+    assert number >= 0
+    packed = bytearray()
+    while number > 0x7F:
+        packed.append(number & 0x7F | 0x80)
+        number >>= 7
+    packed.append(number)
+    return bytes(packed)
+
+
+def _numbers(packed: bytes) -> Iterator[int]:
+    number = shift = 0
+    for byte in packed:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            yield number
+            number = shift = 0
+
+
+def _zigzag(number: int) -> int:
+    """Clocks step back: small negative numbers become small positive ones."""
+    return number * 2 if number >= 0 else -number * 2 - 1
+
+
+def _unzigzag(number: int) -> int:
+    return number // 2 if number % 2 == 0 else -(number + 1) // 2
