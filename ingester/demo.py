@@ -161,7 +161,7 @@ async def _demo(
     console.print("==> starting PacSpace's stand-in and the ingester", style="dim")
     url = await _start_simulator(keeper)
     worker, log = _start_worker(keeper, kafka.bootstrap_servers, topic, url)
-    writer = RecordWriter(settings)
+    writer = RecordWriter(settings, compress=True)
     await writer.start()
     async with PacspaceClient(url, _API_KEY) as pacspace:
         settled = _Settled(log)
@@ -377,7 +377,8 @@ async def _committed(
     """The group's offsets, as soon as they have caught up with the ends of the partitions."""
 
     async def look() -> Mapping[TopicPartition, int] | None:
-        offsets = await stage.admin.committed_offsets(stage.topic)
+        commits = await stage.admin.committed_offsets(stage.topic)
+        offsets = {name: commit.next_offset for name, commit in commits.items()}
         caught_up = all(offsets.get(name) == end for name, end in next_offsets.items())
         return offsets if caught_up else None
 

@@ -164,7 +164,7 @@ async def _emit(
                 sys.stdout.flush()
         return acknowledged
 
-    writer = RecordWriter(settings)
+    writer = RecordWriter(settings, compress=True)
     await writer.start()
     try:
         with progress:

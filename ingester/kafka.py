@@ -8,7 +8,9 @@ where the default is wrong for billing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
@@ -19,7 +21,7 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 from aiokafka.structs import OffsetAndMetadata
 
 from ingester.core.batch import DeadLetter
-from ingester.core.messages import PositionLost
+from ingester.core.messages import Commit, PositionLost, Start
 from ingester.core.record import Record, TopicPartition
 from ingester.errors import IngesterError, RefusedError, UnavailableError
 from ingester.kafka_admin import client_options
@@ -47,7 +49,11 @@ class RebalanceListener(Protocol):
 
     async def partitions_revoked(self) -> None: ...
 
-    def partitions_assigned(self, partitions: Sequence[TopicPartition]) -> None: ...
+    async def look_up(
+        self, partitions: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, Start]: ...
+
+    def partitions_assigned(self, starts: Mapping[TopicPartition, Start]) -> None: ...
 
     def rebalance_failed(self, error: Exception) -> None: ...
 
@@ -69,7 +75,7 @@ class UsageConsumer:
             **client_options(settings),
             group_id=settings.group_id,
             group_instance_id=settings.group_instance_id,
-            # A group without offsets starts at the beginning (see `_seek`); offsets that the log
+            # A group without offsets starts at the beginning (see `look_up`); offsets that the log
             # has lost stop the partition. Neither is ever reset silently.
             auto_offset_reset="none",
             enable_auto_commit=False,
@@ -88,7 +94,10 @@ class UsageConsumer:
         )
         self._topics = settings.topics
         self._listener = listener
-        self._commit_timeout_seconds = settings.session_timeout_seconds
+        self._session_timeout_seconds = settings.session_timeout_seconds
+        self._contact = 0.0
+        # When the last request was sent that the coordinator answered: written by heartbeats,
+        # commits and assignments, read before each attempt.
 
     async def start(self) -> None:
         """Connect and join the group in the background; UnavailableError when no broker answers."""
@@ -97,8 +106,28 @@ class UsageConsumer:
         except kafka_errors.KafkaError as error:
             await self._consumer.stop()
             raise translate(error, "Kafka") from error
-        listener = _Listener(self._listener, self._seek)
+        self._note_heartbeats()
+        listener = _Listener(self._listener, self._begin_at)
         self._consumer.subscribe(self._topics, listener=listener)
+
+    def _note_heartbeats(self) -> None:
+        """aiokafka keeps the time of the last good heartbeat in a local variable."""
+        coordinator: Any = self._consumer._coordinator  # noqa: SLF001 -- as said
+        heartbeat = coordinator._do_heartbeat  # noqa: SLF001 -- as said
+
+        async def noted() -> bool:
+            sent = time.monotonic()
+            success: bool = await heartbeat()
+            if success:
+                self._contact = sent
+            return success
+
+        coordinator._do_heartbeat = noted  # noqa: SLF001 -- as said
+
+    @property
+    def is_member(self) -> bool:
+        """Whether the coordinator cannot have given the partitions to somebody else by now."""
+        return time.monotonic() - self._contact < self._session_timeout_seconds
 
     async def poll(self) -> Fetched:
         """Wait a moment for records of the partitions that are not paused.
@@ -108,7 +137,7 @@ class UsageConsumer:
         try:
             records = await self._consumer.getmany(timeout_ms=int(_POLL_SECONDS * 1000))
         except kafka_errors.NoOffsetForPartitionError:
-            return Fetched({})  # asked before `_seek` was through, which says where to begin
+            return Fetched({})  # asked before it was looked up where to begin
         except kafka_errors.OffsetOutOfRangeError as error:
             offsets: Mapping[TopicPartition, int] = error.args[0]
             lost = [PositionLost(TopicPartition(*name), offsets[name]) for name in offsets]
@@ -118,19 +147,21 @@ class UsageConsumer:
         # Its partitions are tuples equal to ours, its records have what `Record` asks for.
         return Fetched(cast("Mapping[TopicPartition, Sequence[Record]]", records))
 
-    async def commit(self, offsets: Mapping[TopicPartition, int]) -> str | None:
-        """Commit next offsets; return None, or why it failed. Fenced by the group's generation."""
+    async def commit(self, offsets: Mapping[TopicPartition, Commit]) -> str | None:
+        """Commit; return None, or why it failed. Fenced by the group's generation."""
         request = {
-            aiokafka.TopicPartition(*name): OffsetAndMetadata(next_offset, "")
-            for name, next_offset in offsets.items()
+            aiokafka.TopicPartition(*name): OffsetAndMetadata(commit.next_offset, commit.metadata)
+            for name, commit in offsets.items()
         }
+        sent = time.monotonic()
         try:
-            async with asyncio.timeout(self._commit_timeout_seconds):
+            async with asyncio.timeout(self._session_timeout_seconds):
                 await self._consumer.commit(request)
         except TimeoutError:
-            return f"no answer within {self._commit_timeout_seconds:g} s"
+            return f"no answer within {self._session_timeout_seconds:g} s"
         except (kafka_errors.KafkaError, kafka_errors.IllegalStateError) as error:
             return _sentence(error)
+        self._contact = max(self._contact, sent)
         return None
 
     def pause(self, partitions: Iterable[TopicPartition]) -> None:
@@ -145,26 +176,18 @@ class UsageConsumer:
         """Leave the group without a commit, and disconnect."""
         await _closed(self._consumer.stop())
 
-    async def _seek(self, partitions: Sequence[TopicPartition]) -> Callable[[], None]:
-        """Look up where each partition begins; what is returned goes there, without a wait.
-
-        Where nothing is committed, that is the beginning of the log.
-        """
-        starts: dict[Any, int] = {}
+    async def beginnings(
+        self, partitions: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, int]:
+        """The first offsets that the logs still hold."""
         asked = [aiokafka.TopicPartition(*each) for each in partitions]
-        for partition in asked:
-            committed = await self._consumer.committed(partition)
-            if committed is not None:
-                starts[partition] = committed
-        new = [partition for partition in asked if partition not in starts]
-        if new:
-            starts |= await self._consumer.beginning_offsets(new)
+        found = await self._consumer.beginning_offsets(asked) if asked else {}
+        return {TopicPartition(*name): offset for name, offset in found.items()}
 
-        def go() -> None:
-            for partition, offset in starts.items():
-                self._consumer.seek(partition, offset)
-
-        return go
+    def _begin_at(self, starts: Mapping[TopicPartition, Start], joined: float) -> None:
+        self._contact = max(self._contact, joined)
+        for name, start in starts.items():
+            self._consumer.seek(aiokafka.TopicPartition(*name), start.offset)
 
     def _still_assigned(self, partitions: Iterable[TopicPartition]) -> list[Any]:
         # pause and resume of the client insist on its own class of partition.
@@ -178,10 +201,10 @@ class _Listener(ConsumerRebalanceListener):
     def __init__(
         self,
         listener: RebalanceListener,
-        seek: Callable[[Sequence[TopicPartition]], Awaitable[Callable[[], None]]],
+        begin_at: Callable[[Mapping[TopicPartition, Start], float], None],
     ) -> None:
         self._listener = listener
-        self._seek = seek
+        self._begin_at = begin_at
 
     async def on_partitions_revoked(self, revoked: object) -> None:
         del revoked  # always everything: the client knows only eager rebalancing
@@ -191,9 +214,10 @@ class _Listener(ConsumerRebalanceListener):
             self._listener.rebalance_failed(error)
 
     async def on_partitions_assigned(self, assigned: Sequence[tuple[str, int]]) -> None:
+        joined = time.monotonic()
         partitions = sorted(TopicPartition(*each) for each in assigned)
         try:
-            go = await self._seek(partitions)
+            starts = await self._listener.look_up(partitions)
         except kafka_errors.KafkaError as error:
             self._listener.rebalance_failed(translate(error, "Kafka"))
             return
@@ -202,8 +226,8 @@ class _Listener(ConsumerRebalanceListener):
             return
         # Records may have been fetched meanwhile, and were passed over because nobody had these
         # partitions. Nothing may come between going back to the start and having them.
-        go()
-        self._listener.partitions_assigned(partitions)
+        self._begin_at(starts, joined)
+        self._listener.partitions_assigned(starts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,16 +239,19 @@ class Written:
 
 
 class RecordWriter:
-    """Writes records that are acknowledged by all in-sync replicas, each exactly once."""
+    """Writes records that are acknowledged by all in-sync replicas, each exactly once.
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    Compression is worth its time for records that may be too large for the topic without.
+    """
+
+    def __init__(self, settings: KafkaSettings, *, compress: bool) -> None:
         self._producer = AIOKafkaProducer(
             **client_options(settings),
             acks="all",
             enable_idempotence=True,
             linger_ms=int(_PRODUCER_LINGER_SECONDS * 1000),
             max_request_size=_RECORD_BYTES_MAX,
-            compression_type="gzip",
+            compression_type="gzip" if compress else None,
         )
 
     async def start(self) -> None:
@@ -240,11 +267,14 @@ class RecordWriter:
         await _closed(self._producer.stop())
 
     async def send(
-        self, topic: str, value: bytes | None, key: bytes | None
+        self, topic: str, value: bytes | None, key: bytes | None, partition: int | None = None
     ) -> asyncio.Future[Written]:
-        """Queue one record; the future ends when the broker has it, or with an IngesterError."""
+        """Queue one record; the future ends when the broker has it, or with an IngesterError.
+
+        Without `partition` the key decides.
+        """
         try:
-            future = await self._producer.send(topic, value=value, key=key)
+            future = await self._producer.send(topic, value=value, key=key, partition=partition)
         except kafka_errors.KafkaError as error:
             raise translate(error, f"topic {topic}") from error
         return asyncio.ensure_future(_written(future, topic))
@@ -321,3 +351,57 @@ def translate(error: kafka_errors.KafkaError, what: str) -> IngesterError:
 
 def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+async def read_to_end(
+    settings: KafkaSettings, starts: Mapping[TopicPartition, int]
+) -> AsyncIterator[tuple[TopicPartition, Record]]:
+    """Yield the records of each partition from an offset up to what is its end now."""
+    if not starts:
+        return
+    asked = [aiokafka.TopicPartition(*each) for each in starts]
+    async with _reader(settings) as reader:
+        reader.assign(asked)
+        ends = await reader.end_offsets(asked)
+        for name in asked:
+            reader.seek(name, starts[TopicPartition(*name)])
+        left = [name for name in asked if starts[TopicPartition(*name)] < ends[name]]
+        while left:
+            fetched = await reader.getmany(*left, timeout_ms=int(_POLL_SECONDS * 1000))
+            for name, records in fetched.items():
+                for record in records:
+                    yield TopicPartition(*name), cast("Record", record)
+            left = [name for name in left if await reader.position(name) < ends[name]]
+
+
+async def end_offsets(
+    settings: KafkaSettings, partitions: Iterable[TopicPartition]
+) -> Mapping[TopicPartition, int]:
+    """Where each partition ends now."""
+    asked = [aiokafka.TopicPartition(*each) for each in partitions]
+    if not asked:
+        return {}
+    async with _reader(settings) as reader:
+        found = await reader.end_offsets(asked)
+    return {TopicPartition(*name): offset for name, offset in found.items()}
+
+
+@asynccontextmanager
+async def _reader(settings: KafkaSettings) -> AsyncIterator[AIOKafkaConsumer]:
+    """A consumer without a group."""
+    reader = AIOKafkaConsumer(
+        **client_options(settings),
+        group_id=None,
+        auto_offset_reset="earliest",  # what was cut off meanwhile cannot be read
+        enable_auto_commit=False,
+        isolation_level="read_committed",
+        check_crcs=True,
+        fetch_max_wait_ms=int(_FETCH_WAIT_SECONDS * 1000),
+    )
+    try:
+        await reader.start()
+        yield reader
+    except kafka_errors.KafkaError as error:
+        raise translate(error, "Kafka") from error
+    finally:
+        await _closed(reader.stop())

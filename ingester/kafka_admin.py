@@ -20,11 +20,16 @@ from typing import Any, Final, Literal, Protocol
 
 from aiokafka import errors as kafka_errors
 from aiokafka.conn import create_conn
-from aiokafka.protocol.admin import CreateTopicsRequest, DescribeGroupsRequest
+from aiokafka.protocol.admin import (
+    CreatePartitionsRequest,
+    CreateTopicsRequest,
+    DescribeGroupsRequest,
+)
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
+from ingester.core.messages import Commit
 from ingester.core.record import TopicPartition
 from ingester.errors import ConfigurationError, IngesterError, RefusedError, UnavailableError
 from ingester.option import Address, parse_address
@@ -157,8 +162,8 @@ class KafkaAdmin:
             group=group,
         )
 
-    async def committed_offsets(self, group_id: str) -> Mapping[TopicPartition, int]:
-        """The next offsets that a group has committed; empty when it has none."""
+    async def committed_offsets(self, group_id: str) -> Mapping[TopicPartition, Commit]:
+        """What a group has committed, with its metadata; empty when it has committed nothing."""
         async with self._session() as connection:
             error, response = await self._ask_coordinator(
                 connection,
@@ -169,9 +174,9 @@ class KafkaAdmin:
             if error:
                 raise kafka_errors.for_code(error)(f"the offsets of {group_id} cannot be read")
         return {
-            TopicPartition(topic, partition): next_offset
+            TopicPartition(topic, partition): Commit(next_offset, metadata or "")
             for topic, partitions in response.topics
-            for partition, next_offset, _, _ in partitions
+            for partition, next_offset, metadata, _ in partitions
         }
 
     async def ensure_topic(
@@ -182,17 +187,24 @@ class KafkaAdmin:
         *,
         validate_only: bool = False,
     ) -> Literal["created", "exists"]:
-        """Create a topic where it is missing; RefusedError carries the command for somebody else.
+        """Create a topic, or the partitions it lacks; RefusedError carries the command for others.
 
         On return the brokers know the topic. With `validate_only` nothing is created, and "created"
         means that it would have been.
         """
         async with self._session() as connection:
             metadata = await connection.send(MetadataRequest([name], False))
-            if _exists(metadata, name):
+            there = _partitions_of(metadata, name)
+            if there >= partitions:
                 return "exists"
+            timeout_ms = int(self._timeout_seconds * 1000)
             topic: Any = (name, partitions, BROKER_DEFAULT, [], list(config.items()))
-            request = CreateTopicsRequest([topic], int(self._timeout_seconds * 1000), validate_only)
+            grown: Any = (name, (partitions, None))
+            request: Any = (
+                CreatePartitionsRequest([grown], timeout_ms, validate_only)
+                if there
+                else CreateTopicsRequest([topic], timeout_ms, validate_only)
+            )
             controller = next(
                 (broker for broker in metadata.brokers if broker[0] == metadata.controller_id),
                 metadata.brokers[0],
@@ -201,7 +213,7 @@ class KafkaAdmin:
                 response = await other.send(request)
             _, error, reason = response.topic_errors[0]
             if error in _THERE:
-                while not (validate_only or _exists(metadata, name)):
+                while not validate_only and _partitions_of(metadata, name) < partitions:
                     await asyncio.sleep(RETRY_BACKOFF_SECONDS)
                     metadata = await connection.send(MetadataRequest([name], False))
                 return _THERE[error]
@@ -349,8 +361,11 @@ class KafkaAdmin:
                 )
 
 
-def _exists(metadata: Any, name: str) -> bool:
-    return any(topic == name and not error for error, topic, *_ in metadata.topics)
+def _partitions_of(metadata: Any, name: str) -> int:
+    """Number of partitions, 0 where the topic is missing."""
+    return next(
+        (len(found) for error, topic, _, found in metadata.topics if topic == name and not error), 0
+    )
 
 
 def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext | None:

@@ -277,8 +277,27 @@ class Settings(PacspaceSettings, KafkaSettings):
     coalesce: Annotated[Literal["off"], Lower] = Field(
         "off", description="Whether events of a batch with the same key become one item."
     )
-    in_doubt: Annotated[Literal["retry"], Lower] = Field(
-        "retry", description="What to do about a batch whose answer was lost."
+    in_doubt: Annotated[Literal["retry", "halt"], Lower] = Field(
+        "retry",
+        description="What to do about a batch whose answer was lost: send it again under its key,"
+        " or stop its partition until somebody judges (for an endpoint that ignores the key).",
+    )
+    # PacSpace does not say how long it remembers a key; a month is longer than any endpoint's.
+    idempotency_window_seconds: Seconds = Field(
+        86400,
+        ge=60,
+        le=31 * 86400,
+        description="How long PacSpace remembers a key: what a former owner left in doubt for"
+        " longer stops its partition.",
+    )
+    receipts: Annotated[Literal["on", "off"], Lower] = Field(
+        "on",
+        description="Whether each settled batch leaves a receipt; without, nothing can be explained"
+        " afterwards, and a successor sends again what was acknowledged and not yet committed.",
+    )
+    receipts_topic: TopicName | None = Field(
+        None,
+        description="Topic of the receipts; unset means `<topic>.receipts` for each topic.",
     )
     http_listen: Listen = Field(
         Address("127.0.0.1", 8080),
@@ -301,6 +320,10 @@ class Settings(PacspaceSettings, KafkaSettings):
     def dead_letter_topic_for(self, topic: str) -> str:
         """Where the records of a usage topic go that cannot be settled."""
         return self.dead_letter_topic or f"{topic}.dead-letters"
+
+    def receipts_topic_for(self, topic: str) -> str:
+        """Where the receipts of a usage topic's batches go."""
+        return self.receipts_topic or f"{topic}.receipts"
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Adds bounds that cross each other, and dead letters that would be read again."""
@@ -332,6 +355,12 @@ class Settings(PacspaceSettings, KafkaSettings):
                 "dead_letter_topic_is_a_source",
                 "dead letters would be read again for ever: {topic} and {dead_letter_topic} must "
                 "differ",
+            )
+        receipts_topics = {self.receipts_topic_for(topic) for topic in self.topics}
+        if receipts_topics & (set(self.topics) | dead_letter_topics):
+            yield Contradiction(
+                "receipts_topic_is_another_topic",
+                "{receipts_topic} must be neither {topic} nor {dead_letter_topic}",
             )
         if max(map(len, dead_letter_topics)) > TOPIC_NAME_LENGTH_MAX:
             yield Contradiction(

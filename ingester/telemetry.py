@@ -26,7 +26,7 @@ from ingester.core.delivery import (
     Refused,
     Throttled,
 )
-from ingester.core.messages import HaltPartition
+from ingester.core.messages import Commit, HaltPartition
 from ingester.core.record import TopicPartition
 
 _OUTCOME_LABELS: dict[type[Outcome], str] = {
@@ -269,9 +269,19 @@ class Telemetry:
             else "nothing is committed past them",
         )
 
-    def offsets_committed(self, offsets: Mapping[TopicPartition, int]) -> None:
+    def receipt_retried(self, batch: Batch, reason: str) -> None:
+        self._log.warning(
+            "receipt.retried",
+            **_range(batch),
+            reason=reason,
+            detail="nothing is committed past it",
+        )
+
+    def offsets_committed(self, offsets: Mapping[TopicPartition, Commit]) -> None:
         self._commits.labels("committed").inc()
-        self._log.debug("offsets.committed", offsets={str(k): v for k, v in offsets.items()})
+        self._log.debug(
+            "offsets.committed", offsets={str(k): v.next_offset for k, v in offsets.items()}
+        )
 
     def commit_failed(self, reason: str) -> None:
         self._commits.labels("failed").inc()

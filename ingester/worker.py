@@ -10,14 +10,17 @@ import asyncio
 import os
 import random
 import signal
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Final, assert_never
 
 from ingester.core.batch import Batch, BatchLimits
+from ingester.core.delivery import Deferred
 from ingester.core.event import event_decoder
 from ingester.core.messages import (
     AttemptEnded,
     Command,
+    Commit,
     CommitFailed,
     CommitOffsets,
     DeadLettersNotWritten,
@@ -30,12 +33,16 @@ from ingester.core.messages import (
     PartitionsAssigned,
     PartitionsRevoked,
     PausePartitions,
+    ReceiptNotWritten,
+    ReceiptWritten,
     RecordsFetched,
     ResumePartitions,
     RevocationStarted,
     SendBatch,
+    Start,
     Tick,
     WriteDeadLetters,
+    WriteReceipt,
 )
 from ingester.core.pipeline import Pipeline
 from ingester.core.record import TopicPartition
@@ -44,6 +51,7 @@ from ingester.health import HealthServer
 from ingester.kafka import RecordWriter, UsageConsumer
 from ingester.kafka_admin import DEAD_LETTER_TOPIC_CONFIG, KafkaAdmin
 from ingester.pacspace import PacspaceClient
+from ingester.receipts import Receipts, without_receipts
 from ingester.settings import Settings
 from ingester.telemetry import Telemetry
 
@@ -66,6 +74,9 @@ def limits_of(settings: Settings) -> Limits:
         backoff_seconds_min=settings.backoff_seconds_min,
         backoff_seconds_max=settings.backoff_seconds_max,
         commit_interval_seconds=settings.commit_interval_seconds,
+        idempotency_window_seconds=settings.idempotency_window_seconds,
+        in_doubt=settings.in_doubt,
+        receipts=settings.receipts == "on",
     )
 
 
@@ -77,7 +88,9 @@ class Worker:
         self._telemetry = telemetry
         self._pipeline = Pipeline(limits_of(settings), event_decoder(settings.unknown_members))
         self._consumer = UsageConsumer(settings, self)
-        self._writer = RecordWriter(settings)
+        self._writer = RecordWriter(settings, compress=True)
+        self._receipts = Receipts(settings)
+        self._admin = KafkaAdmin(settings, timeout_seconds=_ADMIN_TIMEOUT_SECONDS)
         self._pacspace = PacspaceClient(
             settings.pacspace_url,
             settings.pacspace_api_key.get_secret_value(),
@@ -160,14 +173,16 @@ class Worker:
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
                 await self._writer.start()
+                await self._receipts.start()
                 await self._consumer.start()
                 return
 
     async def _find_topics(self) -> None:
-        admin = KafkaAdmin(self._settings, timeout_seconds=_ADMIN_TIMEOUT_SECONDS)
+        admin = self._admin
         topics = self._settings.topics
         facts = await admin.describe(topics, self._settings.group_id)
-        missing = [topic for topic in topics if facts.partitions.get(topic) is None]
+        partitions = {topic: facts.partitions.get(topic) or 0 for topic in topics}
+        missing = [topic for topic in topics if not partitions[topic]]
         if missing:
             raise UnavailableError(
                 f"Kafka at {', '.join(self._settings.kafka_bootstrap_servers)} has no topic"
@@ -179,6 +194,9 @@ class Worker:
                 await admin.ensure_topic(topic, _DEAD_LETTER_PARTITIONS, DEAD_LETTER_TOPIC_CONFIG)
                 == "created"
             ):
+                self._telemetry.topic_created(topic)
+        if self._settings.receipts == "on":
+            for topic in await self._receipts.ensure_topics(admin, partitions):
                 self._telemetry.topic_created(topic)
 
     async def _poll(self) -> None:
@@ -221,6 +239,7 @@ class Worker:
         if self._timer is not None:
             self._timer.cancel()
         await self._consumer.stop()
+        await self._receipts.stop()
         await self._writer.stop()
         await self._pacspace.aclose()
 
@@ -236,10 +255,27 @@ class Worker:
         if partitions:
             self._telemetry.partitions_revoked(partitions, drained=drained)
 
-    def partitions_assigned(self, partitions: Sequence[TopicPartition]) -> None:
+    async def look_up(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Start]:
+        """Say where each partition begins, and what its former owners left in doubt."""
+        stored = await self._admin.committed_offsets(self._settings.group_id)
+        new = [name for name in partitions if name not in stored]
+        beginnings = await self._consumer.beginnings(new)
+        commits = {
+            name: stored[name] if name in stored else Commit(beginnings[name], "")
+            for name in partitions
+        }
+        if self._settings.receipts == "off":
+            return without_receipts(commits)
+        counts: dict[str, int] = {}
+        for topic, partition in partitions:
+            counts[topic] = max(partition + 1, counts.get(topic, 0))
+        await self._receipts.ensure_topics(self._admin, counts)
+        return await self._receipts.starts(commits)
+
+    def partitions_assigned(self, starts: Mapping[TopicPartition, Start]) -> None:
         """Begin anew with what the group gave."""
-        self._handle(PartitionsAssigned(partitions))
-        self._telemetry.partitions_assigned(partitions)
+        self._handle(PartitionsAssigned(starts, time.time()))
+        self._telemetry.partitions_assigned(starts)
 
     def rebalance_failed(self, error: Exception) -> None:
         """End the run: what this member owns now is not known."""
@@ -263,6 +299,8 @@ class Worker:
                 self._begin(self._send(batch, attempt))
             case WriteDeadLetters(batch):
                 self._begin(self._write_dead_letters(batch))
+            case WriteReceipt():
+                self._begin(self._write_receipt(command))
             case CommitOffsets(offsets):
                 self._begin(self._commit(offsets))
             case PausePartitions(partitions):
@@ -277,6 +315,10 @@ class Worker:
     async def _send(self, batch: Batch, attempt: int) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
+        if not self._consumer.is_member:
+            # Somebody else may have the partition by now, and does not know of this attempt.
+            self._handle(AttemptEnded(batch, Deferred("not in touch with the group"), _jitter()))
+            return
         outcome = await self._pacspace.write(
             batch.body, idempotency_key=batch.idempotency_key, items_count=batch.items_count
         )
@@ -293,11 +335,19 @@ class Worker:
             self._telemetry.dead_letters_retried(batch, topic, reason)
             self._handle(DeadLettersNotWritten(batch, _jitter()))
 
-    async def _commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+    async def _write_receipt(self, receipt: WriteReceipt) -> None:
+        offset = await self._receipts.write(receipt)
+        if isinstance(offset, int):
+            self._handle(ReceiptWritten(receipt.batch, offset))
+        else:
+            self._telemetry.receipt_retried(receipt.batch, offset)
+            self._handle(ReceiptNotWritten(receipt.batch, _jitter()))
+
+    async def _commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
         reason = await self._consumer.commit(offsets)
         if reason is None:
             self._telemetry.offsets_committed(offsets)
-            self._handle(OffsetsCommitted(offsets))
+            self._handle(OffsetsCommitted())
         else:
             self._telemetry.commit_failed(reason)
             self._handle(CommitFailed(_jitter()))
