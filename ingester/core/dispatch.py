@@ -39,8 +39,10 @@ class Delivery:
     attempts: int = 0
     not_before: float = 0.0
     """When the endpoint wants it again at the earliest; written by each failed attempt."""
-    in_doubt: bool = False
+    in_doubt_since: float | None = None
     """Set by the first attempt that may have been applied; such a batch is not given up."""
+    recorded: bool = False
+    """Set by the commit that stored its intent; before it there is neither request nor receipt."""
     items_pending: bool = True
     """Until the acknowledgement; False from the start when there are no items."""
     dead_letters_pending: bool = True
@@ -49,6 +51,10 @@ class Delivery:
     """Written by the acknowledgement, read by the receipt."""
     write_attempts: int = 0
     """Writes of its dead letters or its receipt that failed."""
+
+    @property
+    def in_doubt(self) -> bool:
+        return self.in_doubt_since is not None
 
     @property
     def done(self) -> bool:
@@ -118,7 +124,8 @@ class Dispatcher:
             case Deferred():
                 self._failed(delivery, now + backoff, not_before=now)
             case InDoubt():
-                delivery.in_doubt = True
+                if delivery.in_doubt_since is None:
+                    delivery.in_doubt_since = now
                 not_before = now + (outcome.retry_after_seconds or 0.0)
                 self._failed(delivery, max(now + backoff, not_before), not_before)
                 # A 503 that asks for a wait speaks for the service, a 202 (pending) for the batch.
@@ -150,7 +157,8 @@ class Dispatcher:
         return forgotten
 
     def forget(self, delivery: Delivery) -> None:
-        """Drop a delivery that waits for another attempt."""
+        """Drop a delivery that was just started, or waits for another attempt."""
+        self._in_flight.discard(delivery)
         self._waiting = [entry for entry in self._waiting if entry[2] is not delivery]
         heapq.heapify(self._waiting)
 

@@ -7,7 +7,6 @@ form the same batch again, byte for byte. The text is versioned and fits Kafka's
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -27,6 +26,11 @@ class Intent:
     next_offset: int
     intended_at: int
     """When it was first recorded, in seconds since the epoch."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it covers no offset, which nobody ever wrote."""
+        return self.next_offset <= self.first_offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,9 @@ def decode(committed: int, metadata: str) -> Ledger | None:
             at = first_offset + next(numbers)
             moment += _unzigzag(next(numbers))
             intents.append(Intent(first_offset, at, moment))
-    except (binascii.Error, StopIteration):
+    except (ValueError, StopIteration):
+        return None
+    if next(numbers, None) is not None or any(each.is_empty for each in intents):
         return None
     return Ledger(receipts_offset, intents)
 

@@ -7,7 +7,8 @@ no records (compaction, transaction markers, aborted records), so order alone de
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 from ingester.core.intent import Intent, Ledger
 
@@ -20,28 +21,47 @@ class Span:
     next_offset: int
     intended_at: int | None = None
     """Seconds since the epoch; set by the commit that first records it, None before."""
-    receipt_offset: int | None = None
-    """Where its receipt is in the receipts topic's partition; None before it is written."""
-    settled: bool = False
-
-
-@dataclass(slots=True)
-class OffsetTracker:
-    """`track` each span once in order, `settle` it once; `position` only ever grows."""
-
-    position: int
-    """The offset that may be committed: everything below is settled."""
     receipts_offset: int = 0
-    """Below it lie only receipts of spans below the position."""
-    _spans: deque[Span] = field(default_factory=deque)
-    """Those above the position, ascending."""
+    """Its receipt, if it has one, lies nowhere below; set when it is tracked."""
+    settled: bool = False
+    never_sent: bool = False
+    """Set when its batch was given up before any attempt that may have been applied."""
 
-    def track(self, span: Span) -> None:
-        """Add a span, which follows all that are tracked."""
+
+class OffsetTracker:
+    """`track` each span once in order, `settle` it once; `position` only ever grows.
+
+    Intended are first the inherited spans, then a beginning of the others: never one after a gap.
+    """
+
+    def __init__(
+        self, position: int, receipts_offset: int = 0, inherited: Iterable[Intent] = ()
+    ) -> None:
+        self.position = position  # the offset that may be committed: everything below is settled
+        self._inherited = deque(inherited)
+        # What former owners intended and is not tracked yet: commits have to go on saying so.
+        self._inherited_receipts_offset = receipts_offset
+        self._receipts_offset = receipts_offset  # the receipts' partition reaches at least so far
+        self._spans: deque[Span] = deque()  # those above the position, ascending
+
+    def track(self, span: Span) -> bool:
+        """Add a span, which follows all that are tracked; return whether it was inherited."""
         above = self._spans[-1].next_offset if self._spans else self.position
         assert span.first_offset >= above, "spans must not overlap"
         assert span.next_offset > span.first_offset, "a span holds at least one record"
         self._spans.append(span)
+        if not self._inherited:
+            span.receipts_offset = self._receipts_offset
+            return False
+        intent = self._inherited.popleft()
+        assert (span.first_offset, span.next_offset) == (intent.first_offset, intent.next_offset)
+        span.intended_at = intent.intended_at
+        span.receipts_offset = self._inherited_receipts_offset
+        return True
+
+    def receipt_found(self, offset: int) -> None:
+        """Take note of how far the receipts reach; spans tracked from now on have theirs above."""
+        self._receipts_offset = max(self._receipts_offset, offset + 1)
 
     def settle(self, span: Span) -> bool:
         """Mark a span as acknowledged or dead-lettered; return whether the position moved."""
@@ -50,35 +70,44 @@ class OffsetTracker:
         span.settled = True
         before = self.position
         while self._spans and self._spans[0].settled:
-            passed = self._spans.popleft()
-            self.position = passed.next_offset
-            if passed.receipt_offset is not None:
-                self.receipts_offset = max(self.receipts_offset, passed.receipt_offset + 1)
+            self.position = self._spans.popleft().next_offset
         return self.position != before
+
+    def retract(self, spans: Collection[Span]) -> bool:
+        """Intend no more what was never sent; return whether the next commit has less to say.
+
+        Only from the end: what is intended behind them has to be formed behind them again.
+        """
+        for span in spans:
+            span.never_sent = True
+        retracted = False
+        for span in reversed(self._spans):
+            if span.intended_at is not None:
+                if not span.never_sent:
+                    break
+                span.intended_at = None
+                retracted = True
+        return retracted
 
     @property
     def unsettled_count(self) -> int:
         """Spans that a commit has to wait for, those settled out of order included."""
         return len(self._spans)
 
-    def ledger(self) -> Ledger:
-        """What a commit of the position has to say of the spans above it.
-
-        Spans are intended in their order, so the first that is not ends the list.
-        """
-        intents: list[Intent] = []
-        receipts_offset: int | None = None
-        for span in self._spans:
-            if span.intended_at is None:
-                break
-            intents.append(Intent(span.first_offset, span.next_offset, span.intended_at))
-            if span.receipt_offset is not None:
-                receipts_offset = min(span.receipt_offset, receipts_offset or span.receipt_offset)
-        if receipts_offset is None:
-            receipts_offset = self.receipts_offset
-        return Ledger(receipts_offset, intents)
-
     @property
     def intended_count(self) -> int:
         """Spans that the next commit has to record."""
-        return len(self.ledger().intents)
+        return len(self._inherited) + sum(span.intended_at is not None for span in self._spans)
+
+    def ledger(self) -> Ledger:
+        """What a commit of the position has to say of all that is above it."""
+        intents = [
+            Intent(span.first_offset, span.next_offset, span.intended_at)
+            for span in self._spans
+            if span.intended_at is not None
+        ]
+        if self._spans:  # in their order the lower bounds of their receipts ascend
+            return Ledger(self._spans[0].receipts_offset, [*intents, *self._inherited])
+        if self._inherited:
+            return Ledger(self._inherited_receipts_offset, list(self._inherited))
+        return Ledger(self._receipts_offset, [])

@@ -20,7 +20,7 @@ from ingester.core.batch import Batch, BatchBuilder
 from ingester.core.delivery import Acknowledged, Blocked, InDoubt, Refused
 from ingester.core.dispatch import Delivery, Dispatcher
 from ingester.core.event import Decode
-from ingester.core.intent import INTENTS_MAX, Intent, encode
+from ingester.core.intent import INTENTS_MAX, encode
 from ingester.core.messages import (
     AttemptEnded,
     Command,
@@ -62,10 +62,8 @@ class _Partition:
 
     builder: BatchBuilder
     offsets: OffsetTracker
-    inherited: Mapping[tuple[int, int], Intent]
-    """What former owners intended, by its range."""
     receipted: Mapping[tuple[int, int], int]
-    """Which of that has a receipt, and where."""
+    """Which of the ranges that former owners intended has a receipt, and where."""
     unintended: deque[Delivery] = field(default_factory=deque)
     """Cut and in no commit yet, in offset order; emptied by commits."""
     batches_bytes: int = 0
@@ -109,8 +107,9 @@ class Pipeline:
         self._sequence = count()  # breaks ties in the heap
         self._buffered_bytes = 0  # the sum over the partitions
         self._paused: set[TopicPartition] = set()
-        self._uncommitted: set[TopicPartition] = set()
+        self._uncommitted: dict[TopicPartition, None] = {}
         # Partitions with a new position or new batches; emptied by commits, filled if one fails.
+        # The keys are a set with an order, so that the same facts give the same commands.
         self._committing: dict[TopicPartition, tuple[int, list[Delivery]]] | None = None
         # What the commit under way stores: the position, and the batches it intends.
         self._wall_offset = 0.0  # what to add to `now` for seconds since the epoch
@@ -183,7 +182,7 @@ class Pipeline:
             case AttemptEnded():
                 self._attempt_ended(fact, now, commands)
             case OffsetsCommitted():
-                self._committed()
+                self._committed(commands)
             case CommitFailed():
                 self._commit_failed(fact, now)
             case DeadLettersWritten():
@@ -207,7 +206,8 @@ class Pipeline:
             case _:
                 assert_never(fact)
         self._resume(commands)
-        commands += [SendBatch(each.batch, each.attempts) for each in self._dispatcher.start(now)]
+        for delivery in self._dispatcher.start(now):
+            self._send(delivery, now, commands)
         self._commit(now, commands)
         return commands
 
@@ -223,8 +223,7 @@ class Pipeline:
             )
             self._partitions[name] = _Partition(
                 builder,
-                OffsetTracker(start.offset, start.ledger.receipts_offset),
-                inherited={(each.first_offset, each.next_offset): each for each in intents},
+                OffsetTracker(start.offset, start.ledger.receipts_offset, intents),
                 receipted=start.receipted,
             )
             reason = self._not_to_be_sent_again(start, fact.wall_seconds)
@@ -245,11 +244,14 @@ class Pipeline:
             return f"in doubt, and INGESTER_IN_DOUBT is halt: {ranges}"
         window = self._limits.idempotency_window_seconds
         if wall_seconds - min(each.intended_at for each in in_doubt) > window:
-            return (
-                f"in doubt for longer than {window:g} s, after which PacSpace may have forgotten"
-                f" their keys (INGESTER_IDEMPOTENCY_WINDOW_SECONDS): {ranges}"
-            )
+            return self._perhaps_forgotten(ranges)
         return None
+
+    def _perhaps_forgotten(self, ranges: str) -> str:
+        return (
+            f"in doubt for longer than {self._limits.idempotency_window_seconds:g} s, after which"
+            f" PacSpace may have forgotten its key (INGESTER_IDEMPOTENCY_WINDOW_SECONDS): {ranges}"
+        )
 
     def _fetched(self, fact: RecordsFetched, now: float, commands: list[Command]) -> None:
         if self._revoking or self._draining:
@@ -258,14 +260,15 @@ class Pipeline:
             part = self._partitions.get(name)
             if part is None or part.halt_reason or not records:
                 continue
-            before = part.buffered_bytes
+            before = part.builder.buffered_bytes
             batches = part.builder.extend(records)
+            cut_bytes = sum(batch.buffered_bytes for batch in batches)
+            self._buffered_bytes += cut_bytes + part.builder.buffered_bytes - before
             if batches:
                 self._open.pop(name, None)
                 self._take(part, batches, commands)
             if part.builder.may_be_cut:
                 self._open.setdefault(name, now + self._limits.batch.linger_seconds)
-            self._buffered_bytes += part.buffered_bytes - before
             if part.builder.lost is not None:
                 lost = part.builder.lost
                 reason = (
@@ -296,7 +299,7 @@ class Pipeline:
             reason = f"{fact.batch} was refused: {fact.outcome.reason}"
             self._halt(fact.batch.partition, reason, commands)
         elif self._revoking or self._partitions[fact.batch.partition].halt_reason:
-            self._forget(self._dispatcher.forget_unsent(fact.batch.partition))
+            self._give_up(fact.batch.partition)
 
     def _dead_letters_written(self, batch: Batch, commands: list[Command]) -> None:
         delivery = self._deliveries.get(batch)
@@ -307,7 +310,7 @@ class Pipeline:
     def _receipt_written(self, fact: ReceiptWritten) -> None:
         delivery = self._deliveries.get(fact.batch)
         if delivery is not None:
-            delivery.span.receipt_offset = fact.offset
+            self._partitions[fact.batch.partition].offsets.receipt_found(fact.offset)
             self._settle(delivery)
 
     def _not_written(self, fact: DeadLettersNotWritten | ReceiptNotWritten, now: float) -> None:
@@ -317,28 +320,33 @@ class Pipeline:
             due = now + self._limits.backoff_seconds(delivery.write_attempts, fact.jitter)
             heapq.heappush(self._rewrites, (due, next(self._sequence), delivery))
 
-    def _committed(self) -> None:
+    def _committed(self, commands: list[Command]) -> None:
         assert self._committing is not None, "a commit ends once"
+        committing, self._committing = self._committing, None
         self._commit_failures = 0
-        for name, (position, intended) in self._committing.items():
+        for name, (position, intended) in committing.items():
             self._partitions[name].committed = position
-            waiting = [
-                each for each in intended if each.items_pending and each.batch in self._deliveries
-            ]
-            if self._revoking or self._partitions[name].halt_reason:
-                self._forget(waiting)
-            else:
-                for delivery in waiting:
+            for delivery in intended:
+                if delivery.batch not in self._deliveries:
+                    continue
+                delivery.recorded = True
+                if delivery.items_pending:
                     self._dispatcher.add(delivery)
-        self._committing = None
+                else:
+                    self._advance(delivery, commands)
+            if self._revoking or self._partitions[name].halt_reason:
+                self._give_up(name)
 
     def _commit_failed(self, fact: CommitFailed, now: float) -> None:
         assert self._committing is not None, "a commit ends once"
-        for name, (_, intended) in self._committing.items():
-            self._uncommitted.add(name)
-            self._partitions[name].unintended.extendleft(reversed(intended))
+        committing, self._committing = self._committing, None
+        for name, (_, intended) in committing.items():
+            part = self._partitions[name]
+            self._uncommitted[name] = None
+            part.unintended.extendleft(reversed(intended))
             self._unintended_count += len(intended)
-        self._committing = None
+            if self._revoking or part.halt_reason:
+                self._give_up(name)
         self._commit_failures += 1
         self._commit_due = now + self._limits.backoff_seconds(self._commit_failures, fact.jitter)
 
@@ -352,11 +360,9 @@ class Pipeline:
     def _revocation_started(self) -> None:
         """Finish what may have been applied; the rest is quicker read again than sent."""
         self._revoking = True
-        for name in list(self._open):
+        for name in self._partitions:
             self._discard(name)
-        for part in self._partitions.values():
-            self._forget_unintended(part)
-        self._forget(self._dispatcher.forget_unsent())
+            self._give_up(name)
 
     def _revoked(self) -> None:
         self._partitions.clear()
@@ -404,31 +410,53 @@ class Pipeline:
 
     def _take(self, part: _Partition, batches: list[Batch], commands: list[Command]) -> None:
         for batch in batches:
-            range_ = (batch.first_offset, batch.next_offset)
-            intent = part.inherited.get(range_)
-            span = Span(*range_, None if intent is None else intent.intended_at)
-            span.receipt_offset = part.receipted.get(range_)
-            part.offsets.track(span)
+            span = Span(batch.first_offset, batch.next_offset)
+            inherited = part.offsets.track(span)
             part.batches_bytes += batch.buffered_bytes
             delivery = Delivery(
                 batch,
                 span,
-                in_doubt=intent is not None,
+                recorded=inherited,
                 items_pending=batch.items_count > 0,
                 dead_letters_pending=bool(batch.dead_letters),
             )
             self._deliveries[batch] = delivery
-            if span.receipt_offset is not None:
-                self._settle(delivery)
+            if inherited:
+                self._take_inherited(part, delivery, commands)
                 continue
+            part.unintended.append(delivery)
+            self._unintended_count += 1
+            self._uncommitted[batch.partition] = None
             if delivery.dead_letters_pending:
                 self._write(delivery, commands)
-            if intent is not None and delivery.items_pending:
-                self._dispatcher.add(delivery)
-            elif intent is None:
-                part.unintended.append(delivery)
-                self._unintended_count += 1
-                self._uncommitted.add(batch.partition)
+
+    def _take_inherited(
+        self, part: _Partition, delivery: Delivery, commands: list[Command]
+    ) -> None:
+        """Pass what has a receipt; of the rest nobody knows whether it was sent."""
+        span = delivery.span
+        assert span.intended_at is not None
+        delivery.in_doubt_since = span.intended_at - self._wall_offset
+        receipt_offset = part.receipted.get((span.first_offset, span.next_offset))
+        if receipt_offset is not None:
+            part.offsets.receipt_found(receipt_offset)
+            self._settle(delivery)
+            return
+        if delivery.dead_letters_pending:
+            self._write(delivery, commands)
+        if delivery.items_pending:
+            self._dispatcher.add(delivery)
+
+    def _send(self, delivery: Delivery, now: float, commands: list[Command]) -> None:
+        """Send, or halt where a key that PacSpace may have forgotten would protect nothing."""
+        since = delivery.in_doubt_since
+        if since is None or now - since <= self._limits.idempotency_window_seconds:
+            commands.append(SendBatch(delivery.batch, delivery.attempts))
+            return
+        self._dispatcher.forget(delivery)
+        self._forget([delivery])
+        reason = self._perhaps_forgotten(str(delivery.batch))
+        self._halt(delivery.batch.partition, reason, commands)
 
     def _write(self, delivery: Delivery, commands: list[Command]) -> None:
         """Write the dead letters, or the receipt when everything else is done."""
@@ -440,10 +468,10 @@ class Pipeline:
     def _advance(self, delivery: Delivery, commands: list[Command]) -> None:
         if not delivery.done:
             return
-        if self._limits.receipts:
-            self._write(delivery, commands)
-        else:
+        if not self._limits.receipts:
             self._settle(delivery)
+        elif delivery.recorded:
+            self._write(delivery, commands)
 
     def _settle(self, delivery: Delivery) -> None:
         batch = delivery.batch
@@ -452,16 +480,18 @@ class Pipeline:
         part.batches_bytes -= batch.buffered_bytes
         self._buffered_bytes -= batch.buffered_bytes
         if part.offsets.settle(delivery.span):
-            self._uncommitted.add(batch.partition)
+            self._uncommitted[batch.partition] = None
 
-    def _forget_unintended(self, part: _Partition) -> None:
-        self._forget(
-            each
-            for each in part.unintended
-            if each.items_pending and each.batch in self._deliveries
-        )
+    def _give_up(self, name: TopicPartition) -> None:
+        """Forget, and intend no more, what no attempt can have written."""
+        part = self._partitions[name]
+        unsent = [each for each in part.unintended if each.batch in self._deliveries]
         self._unintended_count -= len(part.unintended)
         part.unintended.clear()
+        unsent += self._dispatcher.forget_unsent(name)
+        self._forget(unsent)
+        if part.offsets.retract({each.span for each in unsent if not each.in_doubt}):
+            self._uncommitted[name] = None
 
     def _forget(self, deliveries: Iterable[Delivery]) -> None:
         """Drop batches for good; their spans stay unsettled, so no commit can pass them."""
@@ -477,8 +507,7 @@ class Pipeline:
             return
         part.halt_reason = reason
         self._discard(name)
-        self._forget_unintended(part)
-        self._forget(self._dispatcher.forget_unsent(name))
+        self._give_up(name)
         self._paused.discard(name)  # it stays paused, and must not be resumed
         commands.append(PausePartitions(frozenset({name})))
         commands.append(HaltPartition(name, reason))
@@ -512,6 +541,12 @@ class Pipeline:
             self._paused.clear()
         if self._paused and not self._deliveries:
             self._cut_all(commands)  # nothing else can make room: their linger would be a stall
+            gathering = frozenset(
+                name for name in self._paused if self._partitions[name].builder.frozen
+            )
+            if gathering and not self._deliveries:  # nor can they be cut before their boundary
+                commands.append(ResumePartitions(gathering))
+                self._paused -= gathering
 
     def _commit(self, now: float, commands: list[Command]) -> None:
         """Record positions and intents together, in one request at a time.
@@ -550,11 +585,13 @@ class Pipeline:
         """Take the batches that the next commit records, as many as its metadata has room for."""
         intended: list[Delivery] = []
         room = INTENTS_MAX - part.offsets.intended_count
-        while part.unintended and room > 0:
-            delivery = part.unintended.popleft()
-            self._unintended_count -= 1
-            if delivery.span.intended_at is None:
-                delivery.span.intended_at = wall_seconds
+        while part.unintended:
+            span = part.unintended[0].span
+            if span.intended_at is None:  # those of a commit that failed have their room already
+                if room <= 0:
+                    break
                 room -= 1
-            intended.append(delivery)
+                span.intended_at = wall_seconds
+            intended.append(part.unintended.popleft())
+            self._unintended_count -= 1
         return intended

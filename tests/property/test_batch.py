@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from ingester.core.batch import Batch, BatchBuilder, BatchLimits
 from ingester.core.event import event_decoder
-from ingester.core.messages import Limits
 from tests.support.records import PARTITION, Entry, make_logs
 
 DECODE = event_decoder("refuse")
@@ -25,7 +24,7 @@ Range = tuple[int, int, bytes, int, int, list[int]]
 
 
 def log_of(limits: BatchLimits, seed: int, count: int) -> Sequence[Entry]:
-    logs = make_logs(Random(seed), 1, count, Limits(limits, 1, 1, 0.1, 1.0, 0.1))
+    logs = make_logs(Random(seed), 1, count, limits)
     return logs[PARTITION]
 
 
@@ -38,7 +37,7 @@ def cut_in_fetches(limits: BatchLimits, log: Sequence[Entry], sizes: Sequence[in
     for size in [*sizes, len(records)]:
         batches += builder.extend(records[position : position + size])
         position += size
-    return [*batches, builder.cut()] if builder.is_open else batches
+    return [*batches, builder.cut()] if builder.may_be_cut else batches
 
 
 def described(batch: Batch) -> Range:

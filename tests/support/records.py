@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from ingester.core.messages import Limits
+from ingester.core.batch import BatchLimits
 from ingester.core.record import TopicPartition
 
 PARTITION = TopicPartition("usage", 0)
@@ -57,7 +57,7 @@ class Entry:
 Logs = Mapping[TopicPartition, Sequence[Entry]]
 
 
-def make_logs(random: Random, partitions: int, records: int, limits: Limits) -> Logs:
+def make_logs(random: Random, partitions: int, records: int, limits: BatchLimits) -> Logs:
     """Logs with gaps in the offsets, valid events, dead letters of several kinds, large items."""
     return {
         TopicPartition("usage", number): _make_log(random, records, limits)
@@ -65,8 +65,8 @@ def make_logs(random: Random, partitions: int, records: int, limits: Limits) -> 
     }
 
 
-def _make_log(random: Random, records: int, limits: Limits) -> list[Entry]:
-    item_bytes_max = limits.batch.body_bytes_max - len(b'{"items":[]}')
+def _make_log(random: Random, records: int, limits: BatchLimits) -> list[Entry]:
+    item_bytes_max = limits.body_bytes_max - len(b'{"items":[]}')
     entries = []
     offset = random.choice([0, 0, 5, 2**40])
     for number in range(records):

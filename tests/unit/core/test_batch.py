@@ -55,7 +55,7 @@ def test_items_fill_a_batch() -> None:
     building = builder(items_max=3)
 
     assert ranges(building.extend(usage_records(8))) == [(0, 3), (3, 6)]
-    assert building.is_open
+    assert building.may_be_cut
     assert ranges([building.cut()]) == [(6, 8)]
 
 
@@ -69,7 +69,7 @@ def test_batches_of_one_item_hold_one_record_each() -> None:
     assert ranges(batches) == [(0, 1), (1, 2)]
     assert [batch.items_count for batch in batches] == [1, 0]
     assert [len(batch.dead_letters) for batch in batches] == [0, 1]
-    assert not building.is_open
+    assert not building.may_be_cut
 
 
 @pytest.mark.parametrize(("over", "items"), [(0, 1), (1, 0)], ids=["at the limit", "one above"])
@@ -149,7 +149,7 @@ def test_no_records_make_no_batch() -> None:
     building = builder()
 
     assert building.extend([]) == []
-    assert not building.is_open
+    assert not building.may_be_cut
     with pytest.raises(AssertionError):
         building.cut()
 
@@ -167,7 +167,7 @@ def test_a_cut_leaves_nothing_behind() -> None:
     building = builder()
     building.extend([*usage_records(2), LogRecord(2, b"?")])
     building.cut()
-    assert not building.is_open
+    assert not building.may_be_cut
     assert building.buffered_bytes == 0
 
     building.extend(usage_records(1, first_offset=3))
@@ -182,7 +182,7 @@ def test_what_is_discarded_is_read_again() -> None:
     building = builder()
     building.extend(usage_records(3))
     building.discard()
-    assert not building.is_open
+    assert not building.may_be_cut
     building.extend(usage_records(3))
     again = building.cut()
     building.extend(usage_records(3))

@@ -19,6 +19,7 @@ from ingester.core.delivery import (
 from ingester.core.dispatch import Delivery, Dispatcher
 from ingester.core.event import event_decoder
 from ingester.core.messages import AttemptEnded, Limits
+from ingester.core.offsets import Span
 from ingester.core.record import TopicPartition
 from tests.support.records import usage_records
 
@@ -39,6 +40,9 @@ def dispatcher(requests_in_flight_max: int = 4) -> Dispatcher:
             backoff_seconds_min=BACKOFF_MIN,
             backoff_seconds_max=BACKOFF_MAX,
             commit_interval_seconds=0.1,
+            idempotency_window_seconds=3600.0,
+            in_doubt="retry",
+            receipts=True,
         )
     )
 
@@ -50,7 +54,10 @@ def batches_of(count: int, partition: int = 0) -> list[Batch]:
 
 
 def add(to: Dispatcher, count: int, partition: int = 0) -> list[Delivery]:
-    deliveries = [Delivery(batch) for batch in batches_of(count, partition)]
+    deliveries = [
+        Delivery(batch, Span(batch.first_offset, batch.next_offset))
+        for batch in batches_of(count, partition)
+    ]
     for delivery in deliveries:
         to.add(delivery)
     return deliveries
@@ -301,7 +308,8 @@ def test_a_refused_batch_is_gone() -> None:
 
     assert started(dispatching, 0.0) == [second]
     end(dispatching, second, ACKNOWLEDGED, 0.0)
-    assert dispatching.idle
+    assert dispatching.in_flight == 0
+    assert started(dispatching, 1e9) == []
 
 
 def test_what_may_have_been_written_is_not_forgotten() -> None:
@@ -321,7 +329,8 @@ def test_what_may_have_been_written_is_not_forgotten() -> None:
     end(dispatching, other, ACKNOWLEDGED, 0.0)
     assert started(dispatching, 100.0) == [doubtful]
     end(dispatching, doubtful, ACKNOWLEDGED, 100.0)
-    assert dispatching.idle
+    assert dispatching.in_flight == 0
+    assert started(dispatching, 1e9) == []
 
 
 def test_doubt_outlasts_later_refusals() -> None:
@@ -344,7 +353,6 @@ def test_after_clearing_nothing_is_left_but_the_hold() -> None:
     first, _ = started(dispatching, 0.0)
     end(dispatching, first, THROTTLED, 0.0)
     dispatching.clear()
-    assert dispatching.idle
     assert dispatching.in_flight == 0
     assert dispatching.wake_at() is None
 

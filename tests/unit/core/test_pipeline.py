@@ -3,115 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 
 import pytest
 
-from ingester.core.batch import Batch, BatchLimits
-from ingester.core.delivery import (
-    Acknowledged,
-    Blocked,
-    Deferred,
-    InDoubt,
-    Outcome,
-    Refused,
-    Throttled,
-)
+from ingester.core.batch import BatchLimits
+from ingester.core.delivery import Blocked, Deferred, InDoubt, Refused, Throttled
 from ingester.core.event import event_decoder
 from ingester.core.messages import (
     AttemptEnded,
     Command,
-    CommitFailed,
     CommitOffsets,
-    DeadLettersNotWritten,
-    DeadLettersWritten,
     DrainRequested,
     HaltPartition,
-    Limits,
     OffsetsCommitted,
     PartitionsAssigned,
-    PartitionsRevoked,
     PausePartitions,
     PositionLost,
-    RecordsFetched,
     ResumePartitions,
-    RevocationStarted,
     SendBatch,
+    Start,
     Tick,
     WriteDeadLetters,
 )
 from ingester.core.pipeline import Pipeline
 from ingester.core.record import TopicPartition
 from tests.support.records import LogRecord, usage_records
+from tests.support.scenario import ACKNOWLEDGED, LIMITS, NOTHING, P0, P1, P2, Scenario
 
-P0, P1, P2 = (TopicPartition("usage", number) for number in range(3))
-ACKNOWLEDGED = Acknowledged("batch_1", 202)
 DEFERRED = Deferred("connection refused")
 IN_DOUBT = InDoubt("HTTP 500", 500)
 REFUSED = Refused("HTTP 400: no", 400, "invalid")
-LIMITS = Limits(
-    batch=BatchLimits(items_max=2, body_bytes_max=10_000, linger_seconds=5.0),
-    requests_in_flight_max=10,
-    buffer_bytes_max=1_000_000,
-    backoff_seconds_min=0.1,
-    backoff_seconds_max=30.0,
-    commit_interval_seconds=1.0,
-)
 
 
-class Scenario:
-    """A pipeline, the clock, and what was commanded last."""
-
-    def __init__(self, *partitions: TopicPartition, limits: Limits = LIMITS) -> None:
-        self.pipeline = Pipeline(limits, event_decoder("refuse"))
-        self.now = 1000.0
-        self.assign(*(partitions or (P0,)))
-
-    def assign(self, *partitions: TopicPartition) -> None:
-        assert self.pipeline.handle(PartitionsAssigned(partitions), self.now) == []
-
-    def fetch(
-        self, records: Mapping[TopicPartition, Sequence[LogRecord]] | Sequence[LogRecord]
-    ) -> list[Command]:
-        fetched = records if isinstance(records, Mapping) else {P0: records}
-        return self.pipeline.handle(RecordsFetched(fetched), self.now)
-
-    def sent(self, records: Sequence[LogRecord], partition: TopicPartition = P0) -> list[Batch]:
-        """Fetch records and return the batches that were sent for them."""
-        commands = self.fetch({partition: records})
-        return [each.batch for each in commands if isinstance(each, SendBatch)]
-
-    def answer(self, batch: Batch, outcome: Outcome = ACKNOWLEDGED) -> list[Command]:
-        return self.pipeline.handle(AttemptEnded(batch, outcome, 0.5), self.now)
-
-    def written(self, batch: Batch) -> list[Command]:
-        return self.pipeline.handle(DeadLettersWritten(batch), self.now)
-
-    def not_written(self, batch: Batch) -> list[Command]:
-        return self.pipeline.handle(DeadLettersNotWritten(batch, 0.5), self.now)
-
-    def committed(self, offsets: Mapping[TopicPartition, int]) -> list[Command]:
-        return self.pipeline.handle(OffsetsCommitted(offsets), self.now)
-
-    def commit_failed(self) -> list[Command]:
-        return self.pipeline.handle(CommitFailed(0.5), self.now)
-
-    def revocation_started(self) -> list[Command]:
-        return self.pipeline.handle(RevocationStarted(), self.now)
-
-    def revoked(self) -> list[Command]:
-        return self.pipeline.handle(PartitionsRevoked(), self.now)
-
-    def drain(self) -> list[Command]:
-        return self.pipeline.handle(DrainRequested(), self.now)
-
-    def wake(self) -> list[Command]:
-        """Let the time come that the pipeline has named."""
-        wake_at = self.pipeline.wake_at()
-        assert wake_at is not None, "nobody is to be woken"
-        assert wake_at > self.now, "a busy loop"
-        self.now = wake_at
-        return self.pipeline.handle(Tick(), self.now)
+def offsets_of(command: Command) -> dict[TopicPartition, int]:
+    assert isinstance(command, CommitOffsets)
+    return {name: commit.next_offset for name, commit in command.offsets.items()}
 
 
 def with_values(*values: bytes | None, first_offset: int = 0) -> list[LogRecord]:
@@ -134,9 +60,9 @@ def test_records_become_a_request_and_its_acknowledgement_a_commit() -> None:
     assert command.attempt == 1
     assert not scenario.pipeline.drained
 
-    assert scenario.answer(command.batch) == [CommitOffsets({P0: 2})]
+    assert scenario.answer(command.batch) == []
     assert not scenario.pipeline.drained
-    assert scenario.committed({P0: 2}) == []
+    assert scenario.offset() == 2
     assert scenario.pipeline.drained
     assert scenario.pipeline.buffered_bytes == 0
     assert scenario.pipeline.wake_at() is None
@@ -177,10 +103,10 @@ def test_without_a_linger_the_next_tick_sends() -> None:
     """What one fetch brought goes together, and does not wait for more."""
     limits = dataclasses.replace(LIMITS, batch=BatchLimits(9, 10_000, 0.0))
     scenario = Scenario(limits=limits)
-    scenario.fetch(usage_records(3))
+    assert scenario.raw(scenario.fetched(usage_records(3))) == []
     assert scenario.pipeline.wake_at() == scenario.now
 
-    (command,) = scenario.pipeline.handle(Tick(), scenario.now)
+    (command,) = scenario.fact(Tick())
 
     assert isinstance(command, SendBatch)
     assert command.batch.items_count == 3
@@ -207,7 +133,8 @@ def test_a_commit_waits_for_the_slowest_batch() -> None:
     assert scenario.answer(third) == []
     assert scenario.answer(second) == []
 
-    assert scenario.answer(first) == [CommitOffsets({P0: 6})]
+    assert scenario.answer(first) == []
+    assert scenario.offset() == 6
 
 
 def test_offsets_between_records_are_passed() -> None:
@@ -218,7 +145,8 @@ def test_offsets_between_records_are_passed() -> None:
     assert (second.first_offset, second.next_offset) == (20, 22)
     scenario.answer(second)
 
-    assert scenario.answer(first) == [CommitOffsets({P0: 22})]
+    assert scenario.answer(first) == []
+    assert scenario.offset() == 22
 
 
 def test_one_commit_at_a_time_and_none_too_soon() -> None:
@@ -226,14 +154,20 @@ def test_one_commit_at_a_time_and_none_too_soon() -> None:
     scenario = Scenario(P0, P1)
     first, second = scenario.sent(usage_records(4))
     (other,) = scenario.sent(usage_records(2), P1)
-    assert scenario.answer(first) == [CommitOffsets({P0: 2})]
-    assert scenario.answer(second) == []
-    assert scenario.answer(other) == []
+    assert scenario.raw(AttemptEnded(first, ACKNOWLEDGED, 0.5)) == []
+    (commit,) = scenario.wake_raw()
+    assert offsets_of(commit) == {P0: 2}
+    begun = scenario.now
+    assert scenario.raw(AttemptEnded(second, ACKNOWLEDGED, 0.5)) == []
+    assert scenario.raw(AttemptEnded(other, ACKNOWLEDGED, 0.5)) == []
     scenario.now += 0.2
-    assert scenario.committed({P0: 2}) == []
-    assert scenario.pipeline.wake_at() == 1001.0
+    assert scenario.pipeline.wake_at() is None
+    assert scenario.raw(OffsetsCommitted()) == []
+    assert scenario.pipeline.wake_at() == begun + 1.0
 
-    assert scenario.wake() == [CommitOffsets({P0: 4, P1: 2})]
+    (commit,) = scenario.wake_raw()
+
+    assert offsets_of(commit) == {P0: 4, P1: 2}
 
 
 def test_a_commit_that_failed_is_made_again_with_what_is_newer() -> None:
@@ -241,14 +175,15 @@ def test_a_commit_that_failed_is_made_again_with_what_is_newer() -> None:
     scenario = Scenario()
     first, second = scenario.sent(usage_records(4))
     scenario.answer(first)
+    (commit,) = scenario.wake_raw()
+    assert offsets_of(commit) == {P0: 2}
     scenario.answer(second)
-    assert scenario.commit_failed() == []
-    assert scenario.pipeline.wake_at() == pytest.approx(1000.15)
-    assert scenario.wake() == [CommitOffsets({P0: 4})]
-    assert scenario.commit_failed() == []
-    assert scenario.pipeline.wake_at() == pytest.approx(1000.15 + 0.25)
-    assert scenario.wake() == [CommitOffsets({P0: 4})]
-    scenario.committed({P0: 4})
+    for wait in (0.15, 0.25):
+        assert scenario.commit_failed() == []
+        assert scenario.pipeline.wake_at() == pytest.approx(scenario.now + wait)
+        (commit,) = scenario.wake_raw()
+        assert offsets_of(commit) == {P0: 4}
+    scenario.through([commit])
 
     assert scenario.pipeline.drained
 
@@ -295,7 +230,8 @@ def test_dead_letters_are_committed_only_when_they_are_written() -> None:
         "invalid_json",
     ]
 
-    assert scenario.written(command.batch) == [CommitOffsets({P0: 2})]
+    assert scenario.written(command.batch) == []
+    assert scenario.offset() == 2
 
 
 @pytest.mark.parametrize("letters_first", [True, False], ids=["letters first", "items first"])
@@ -310,7 +246,8 @@ def test_a_mixed_batch_is_settled_by_both(letters_first: bool) -> None:
     first, second = steps if letters_first else steps[::-1]
     assert first(send.batch) == []
 
-    assert second(send.batch) == [CommitOffsets({P0: 2})]
+    assert second(send.batch) == []
+    assert scenario.offset() == 2
 
 
 def test_dead_letters_that_were_not_written_are_written_again() -> None:
@@ -325,7 +262,8 @@ def test_dead_letters_that_were_not_written_are_written_again() -> None:
         assert scenario.pipeline.wake_at() == pytest.approx(scenario.now + wait)
         assert scenario.wake() == [write]
 
-    assert scenario.written(write.batch) == [CommitOffsets({P0: 4})]
+    assert scenario.written(write.batch) == []
+    assert scenario.offset() == 4
 
 
 # -- halts --------------------------------------------------------------------------------------
@@ -347,7 +285,8 @@ def test_a_refusal_halts_its_partition_and_no_other() -> None:
     assert scenario.pipeline.partitions[P0].halt_reason == reason
     assert scenario.pipeline.partitions[P0].buffered_bytes == 0
     assert scenario.fetch({P0: usage_records(2, first_offset=5)}) == []
-    assert scenario.answer(send.batch) == [CommitOffsets({P1: 2})]
+    assert scenario.answer(send.batch) == []
+    assert scenario.offset(P1) == 2
 
 
 def test_nothing_is_committed_past_a_refused_batch() -> None:
@@ -357,8 +296,8 @@ def test_nothing_is_committed_past_a_refused_batch() -> None:
     scenario.answer(refused, REFUSED)
     assert scenario.answer(after) == []
 
-    assert scenario.answer(before) == [CommitOffsets({P0: 2})]
-    scenario.committed({P0: 2})
+    assert scenario.answer(before) == []
+    assert scenario.offset() == 2
     assert scenario.pipeline.drained
 
 
@@ -373,6 +312,7 @@ def test_a_halted_partition_resolves_its_doubts() -> None:
 
     assert scenario.wake() == [SendBatch(doubtful, 2)]
     assert scenario.answer(doubtful) == []
+    scenario.rest()
     assert scenario.pipeline.drained
     assert scenario.pipeline.buffered_bytes == 0
 
@@ -469,8 +409,8 @@ def test_a_revocation_forgets_what_was_not_sent() -> None:
     assert not scenario.pipeline.assigned
     assert scenario.fetch(usage_records(4, first_offset=5)) == []
 
-    assert scenario.answer(batch) == [CommitOffsets({P0: 2})]
-    scenario.committed({P0: 2})
+    assert scenario.answer(batch) == []
+    assert scenario.offset() == 2
     assert scenario.pipeline.drained
     assert scenario.pipeline.buffered_bytes == 0
 
@@ -490,20 +430,25 @@ def test_a_revocation_finishes_what_is_in_doubt() -> None:
         commands = scenario.wake()
 
     assert commands == [SendBatch(doubtful, 2)]
-    assert scenario.answer(doubtful) == [CommitOffsets({P0: 2})]
+    assert scenario.answer(doubtful) == []
+    assert scenario.offset() == 2
 
 
 def test_a_revocation_commits_at_once_and_backs_off_only_after_a_failure() -> None:
     """There is no time for the interval, nor for hammering a coordinator that refuses."""
     scenario = Scenario()
     first, second = scenario.sent(usage_records(4))
-    assert scenario.answer(first) == [CommitOffsets({P0: 2})]
-    scenario.committed({P0: 2})
+    assert scenario.answer(first) == []
+    assert scenario.offset() == 2
     scenario.revocation_started()
-    assert scenario.answer(second) == [CommitOffsets({P0: 4})]
+    (commit,) = scenario.raw(AttemptEnded(second, ACKNOWLEDGED, 0.5))
+    assert offsets_of(commit) == {P0: 4}
     assert scenario.commit_failed() == []
+    assert scenario.now + 0.15 == pytest.approx(scenario.pipeline.wake_at())
 
-    assert scenario.wake() == [CommitOffsets({P0: 4})]
+    (commit,) = scenario.wake_raw()
+
+    assert offsets_of(commit) == {P0: 4}
 
 
 def test_facts_of_a_former_assignment_are_nobodys() -> None:
@@ -566,14 +511,14 @@ def test_an_assignment_without_a_revocation_is_a_bug() -> None:
     scenario = Scenario()
 
     with pytest.raises(AssertionError):
-        scenario.pipeline.handle(PartitionsAssigned([P1]), scenario.now)
+        scenario.begin({P1: Start(0, NOTHING, {})})
 
 
 def test_an_empty_share_is_an_assignment() -> None:
     """A worker without partitions is in the group, and has nothing to wait for."""
     pipeline = Pipeline(LIMITS, event_decoder("refuse"))
     assert not pipeline.assigned
-    pipeline.handle(PartitionsAssigned([]), 0.0)
+    pipeline.handle(PartitionsAssigned({}, 0.0), 0.0)
 
     assert pipeline.assigned
     assert pipeline.drained
@@ -590,11 +535,11 @@ def test_a_drain_sends_what_is_open_and_takes_no_more() -> None:
     (command,) = scenario.drain()
     assert isinstance(command, SendBatch)
     assert scenario.fetch(usage_records(4, first_offset=3)) == []
-    assert scenario.answer(first) == [CommitOffsets({P0: 2})]
-    scenario.answer(command.batch)
+    assert scenario.answer(first) == []
+    assert scenario.committed[P0][0] == 2
+    assert scenario.answer(command.batch) == []
 
-    assert scenario.committed({P0: 2}) == [CommitOffsets({P0: 3})]
-    scenario.committed({P0: 3})
+    assert scenario.committed[P0][0] == 3
     assert scenario.pipeline.drained
     assert scenario.pipeline.wake_at() is None
 
@@ -627,7 +572,7 @@ def test_a_drain_waits_for_dead_letters() -> None:
     assert not scenario.pipeline.drained
     assert scenario.wake() == [write]
     scenario.written(write.batch)
-    scenario.committed({P0: 1})
+    assert scenario.offset() == 1
 
     assert scenario.pipeline.drained
 
@@ -641,6 +586,6 @@ def test_a_drain_while_blocked_goes_on_with_probes() -> None:
     assert not scenario.pipeline.drained
     assert scenario.wake() == [SendBatch(batch, 2)]
     scenario.answer(batch)
-    scenario.committed({P0: 2})
+    assert scenario.offset() == 2
 
     assert scenario.pipeline.drained

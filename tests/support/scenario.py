@@ -1,0 +1,177 @@
+"""A pipeline whose commits succeed, and the clock: what tests of the core are told in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ingester.core.batch import Batch, BatchLimits
+from ingester.core.delivery import Acknowledged, Outcome
+from ingester.core.event import event_decoder
+from ingester.core.intent import Ledger, decode
+from ingester.core.messages import (
+    AttemptEnded,
+    Command,
+    CommitFailed,
+    CommitOffsets,
+    DeadLettersNotWritten,
+    DeadLettersWritten,
+    DrainRequested,
+    Fact,
+    Limits,
+    OffsetsCommitted,
+    PartitionsAssigned,
+    PartitionsRevoked,
+    ReceiptNotWritten,
+    ReceiptWritten,
+    RecordsFetched,
+    RevocationStarted,
+    SendBatch,
+    Start,
+    Tick,
+)
+from ingester.core.pipeline import Pipeline
+from ingester.core.record import TopicPartition
+from tests.support.records import LogRecord
+
+P0, P1, P2 = (TopicPartition("usage", number) for number in range(3))
+WALL_SECONDS = 1_700_000_000
+ACKNOWLEDGED = Acknowledged("batch_1", 202)
+NOTHING = Ledger(0, [])
+LIMITS = Limits(
+    batch=BatchLimits(items_max=2, body_bytes_max=10_000, linger_seconds=5.0),
+    requests_in_flight_max=10,
+    buffer_bytes_max=1_000_000,
+    backoff_seconds_min=0.1,
+    backoff_seconds_max=30.0,
+    commit_interval_seconds=1.0,
+    idempotency_window_seconds=86_400.0,
+    in_doubt="retry",
+    receipts=False,
+)
+
+
+class Scenario:
+    """Commits end well as soon as they are asked for, unless a test takes them in its hand."""
+
+    def __init__(self, *partitions: TopicPartition, limits: Limits = LIMITS) -> None:
+        self.pipeline = Pipeline(limits, event_decoder("refuse"))
+        self.now = 1000.0
+        self.committed: dict[TopicPartition, tuple[int, Ledger]] = {}
+        # What the coordinator has of each partition.
+        assert self.assign(*(partitions or (P0,))) == []
+
+    def assign(
+        self, *partitions: TopicPartition, wall_seconds: float = WALL_SECONDS
+    ) -> list[Command]:
+        """Hand partitions over as the coordinator has them, without any receipt."""
+        return self.begin(
+            {name: Start(*self.committed.get(name, (0, NOTHING)), {}) for name in partitions},
+            wall_seconds,
+        )
+
+    def begin(
+        self, starts: Mapping[TopicPartition, Start], wall_seconds: float = WALL_SECONDS
+    ) -> list[Command]:
+        return self.raw(PartitionsAssigned(starts, wall_seconds))
+
+    def raw(self, fact: Fact) -> list[Command]:
+        """Report a fact and return the commands, commits among them."""
+        return self.pipeline.handle(fact, self.now)
+
+    def fact(self, fact: Fact) -> list[Command]:
+        """Report a fact and return what else than commits comes of it and of their success."""
+        return self.through(self.raw(fact))
+
+    def through(self, commands: list[Command]) -> list[Command]:
+        """Let the commits succeed; return the other commands, and those that follow."""
+        others: list[Command] = []
+        for each in commands:
+            if isinstance(each, CommitOffsets):
+                self.store(each)
+                others += self.fact(OffsetsCommitted())
+            else:
+                others.append(each)
+        return others
+
+    def store(self, command: CommitOffsets) -> None:
+        for name, commit in command.offsets.items():
+            ledger = decode(commit.next_offset, commit.metadata)
+            assert ledger is not None
+            self.committed[name] = (commit.next_offset, ledger)
+
+    def fetched(
+        self, records: Mapping[TopicPartition, Sequence[LogRecord]] | Sequence[LogRecord]
+    ) -> RecordsFetched:
+        return RecordsFetched(records if isinstance(records, Mapping) else {P0: records})
+
+    def fetch(
+        self, records: Mapping[TopicPartition, Sequence[LogRecord]] | Sequence[LogRecord]
+    ) -> list[Command]:
+        """Fetch, and let what is cut be recorded, which takes a moment after another commit."""
+        commands = self.fact(self.fetched(records))
+        self.now += 0.01
+        return commands + self.fact(Tick())
+
+    def sent(self, records: Sequence[LogRecord], partition: TopicPartition = P0) -> list[Batch]:
+        """Fetch records and return the batches that were sent for them."""
+        return batches_sent(self.fetch({partition: records}))
+
+    def answer(self, batch: Batch, outcome: Outcome = ACKNOWLEDGED) -> list[Command]:
+        return self.fact(AttemptEnded(batch, outcome, 0.5))
+
+    def written(self, batch: Batch) -> list[Command]:
+        return self.fact(DeadLettersWritten(batch))
+
+    def not_written(self, batch: Batch) -> list[Command]:
+        return self.fact(DeadLettersNotWritten(batch, 0.5))
+
+    def receipted(self, batch: Batch, offset: int = 0) -> list[Command]:
+        return self.fact(ReceiptWritten(batch, offset))
+
+    def not_receipted(self, batch: Batch) -> list[Command]:
+        return self.fact(ReceiptNotWritten(batch, 0.5))
+
+    def commit_failed(self) -> list[Command]:
+        return self.raw(CommitFailed(0.5))
+
+    def revocation_started(self) -> list[Command]:
+        return self.fact(RevocationStarted())
+
+    def revoked(self) -> list[Command]:
+        return self.raw(PartitionsRevoked())
+
+    def drain(self) -> list[Command]:
+        return self.fact(DrainRequested())
+
+    def wake(self) -> list[Command]:
+        """Let the time come that the pipeline has named; commits succeed."""
+        return self.through(self.wake_raw())
+
+    def wake_raw(self) -> list[Command]:
+        wake_at = self.pipeline.wake_at()
+        assert wake_at is not None, "nobody is to be woken"
+        assert wake_at > self.now, "a busy loop"
+        self.now = wake_at
+        return self.raw(Tick())
+
+    def rest(self) -> None:
+        """Let the time pass until nothing is due; nothing but commits may come of it."""
+        while self.pipeline.wake_at() is not None:
+            assert self.wake() == []
+
+    def offset(self, partition: TopicPartition = P0) -> int:
+        """The committed offset, after the commits that are due."""
+        self.rest()
+        return self.committed[partition][0]
+
+    def intended(self, partition: TopicPartition = P0) -> list[tuple[int, int]]:
+        """The ranges that the coordinator knows to be intended."""
+        return ranges_of(self.committed[partition][1])
+
+
+def batches_sent(commands: Sequence[Command]) -> list[Batch]:
+    return [each.batch for each in commands if isinstance(each, SendBatch)]
+
+
+def ranges_of(ledger: Ledger) -> list[tuple[int, int]]:
+    return [(each.first_offset, each.next_offset) for each in ledger.intents]

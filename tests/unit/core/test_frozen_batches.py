@@ -1,0 +1,526 @@
+"""What is recorded before a batch is sent, and what the next owner makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+
+import pytest
+
+from ingester.core.batch import Batch, BatchBuilder, BatchLimits
+from ingester.core.delivery import Deferred, InDoubt, Throttled
+from ingester.core.event import event_decoder
+from ingester.core.intent import INTENTS_MAX, METADATA_BYTES_MAX, Intent, Ledger
+from ingester.core.messages import (
+    AttemptEnded,
+    Command,
+    CommitOffsets,
+    HaltPartition,
+    OffsetsCommitted,
+    PausePartitions,
+    ResumePartitions,
+    RevocationStarted,
+    SendBatch,
+    Start,
+    Tick,
+    WriteDeadLetters,
+    WriteReceipt,
+)
+from tests.support.records import PARTITION, LogRecord, usage_records
+from tests.support.scenario import (
+    ACKNOWLEDGED,
+    LIMITS,
+    P0,
+    P1,
+    WALL_SECONDS,
+    Scenario,
+    batches_sent,
+)
+
+RECEIPTS = dataclasses.replace(LIMITS, receipts=True)
+HALT = dataclasses.replace(LIMITS, in_doubt="halt")
+IN_DOUBT = InDoubt("HTTP 500", 500)
+DEFERRED = Deferred("connection refused")
+Range = tuple[int, int]
+
+
+def ledger_of(*ranges: Range, intended_at: int = WALL_SECONDS, receipts_offset: int = 0) -> Ledger:
+    return Ledger(receipts_offset, [Intent(*each, intended_at) for each in ranges])
+
+
+def inheriting(
+    *ranges: Range, receipted: dict[Range, int] | None = None, limits: object = LIMITS
+) -> Scenario:
+    """A worker to which these ranges were left."""
+    assert isinstance(limits, type(LIMITS))
+    scenario = Scenario(P1, limits=limits)
+    scenario.revocation_started()
+    scenario.revoked()
+    start = Start(ranges[0][0], ledger_of(*ranges), receipted or {})
+    assert scenario.begin({P0: start}) == []
+    return scenario
+
+
+def formed(batches: Sequence[Batch]) -> list[tuple[str, bytes, str]]:
+    return [(str(batch), batch.body, batch.idempotency_key) for batch in batches]
+
+
+def halts(commands: Sequence[Command]) -> list[str]:
+    return [each.reason for each in commands if isinstance(each, HaltPartition)]
+
+
+# -- before the first attempt -------------------------------------------------------------------
+
+
+def test_nothing_is_sent_before_the_commit_that_records_it_succeeded() -> None:
+    """The commit names each range above the unchanged offset; its success sends."""
+    scenario = Scenario()
+    (commit,) = scenario.raw(scenario.fetched(usage_records(4)))
+    assert isinstance(commit, CommitOffsets)
+    scenario.store(commit)
+    assert scenario.committed == {P0: (0, ledger_of((0, 2), (2, 4)))}
+    scenario.now += 100.0
+    assert scenario.raw(Tick()) == []
+
+    assert [batch.body.count(b"key") for batch in batches_sent(scenario.raw(OffsetsCommitted()))]
+
+
+def test_a_commit_whose_answer_was_lost_is_made_again_before_anything_is_sent() -> None:
+    """With the same ranges, whether or not the coordinator has them already."""
+    scenario = Scenario()
+    scenario.raw(scenario.fetched(usage_records(2)))
+    assert scenario.commit_failed() == []
+    scenario.raw(scenario.fetched(usage_records(2, first_offset=2)))
+    (again,) = scenario.wake_raw()
+
+    assert [str(batch) for batch in batches_sent(scenario.through([again]))] == [
+        "usage:0[0,2)",
+        "usage:0[2,4)",
+    ]
+    assert scenario.intended() == [(0, 2), (2, 4)]
+
+
+def test_intents_of_the_next_batches_travel_with_the_commit_of_the_previous() -> None:
+    """A worker with enough to send makes one commit an interval, for both."""
+    limits = dataclasses.replace(LIMITS, requests_in_flight_max=2)
+    scenario = Scenario(limits=limits)
+    first, second = scenario.sent(usage_records(12))
+    assert scenario.intended() == [(2 * n, 2 * n + 2) for n in range(6)]
+    scenario.raw(scenario.fetched(usage_records(2, first_offset=12)))
+    scenario.raw(AttemptEnded(first, ACKNOWLEDGED, 0.5))
+    scenario.raw(AttemptEnded(second, ACKNOWLEDGED, 0.5))
+    assert scenario.pipeline.wake_at() == 1001.0
+
+    scenario.wake()
+
+    assert scenario.committed[P0][0] == 4
+    assert scenario.intended() == [(2 * n, 2 * n + 2) for n in range(2, 7)]
+
+
+def test_no_more_is_intended_than_the_metadata_has_room_for() -> None:
+    """The rest waits for offsets that are passed, and is sent in its turn."""
+    limits = dataclasses.replace(LIMITS, batch=BatchLimits(1, 1000, 5.0), requests_in_flight_max=8)
+    scenario = Scenario(limits=limits)
+    sent = scenario.sent(usage_records(INTENTS_MAX + 30))
+    assert len(scenario.intended()) == INTENTS_MAX
+    for position, batch in enumerate(sent):  # grows while it is answered
+        sent += batches_sent(scenario.answer(batch))
+        if scenario.pipeline.wake_at() is not None and position % 8 == 7:
+            sent += batches_sent(scenario.wake())
+
+    assert [batch.first_offset for batch in sent] == list(range(INTENTS_MAX + 30))
+    assert scenario.offset() == INTENTS_MAX + 30
+
+
+def test_a_full_ledger_whose_commit_failed_is_recorded_all_the_same() -> None:
+    """Its batches have their room already; to look for more would be a stall."""
+    limits = dataclasses.replace(LIMITS, batch=BatchLimits(1, 1000, 5.0))
+    scenario = Scenario(limits=limits)
+    (commit,) = scenario.raw(scenario.fetched(usage_records(INTENTS_MAX + 5)))
+    assert isinstance(commit, CommitOffsets)
+    assert len(commit.offsets[P0].metadata) <= METADATA_BYTES_MAX
+    scenario.commit_failed()
+
+    assert len(batches_sent(scenario.wake())) == limits.requests_in_flight_max
+
+
+# -- the next owner -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fetched", [1, 2, 3, 100])
+@pytest.mark.parametrize("items_max", [1, 2, 50])
+def test_the_next_owner_forms_the_same_bytes_under_the_same_keys(
+    fetched: int, items_max: int
+) -> None:
+    """Whatever its own limits and fetches are; what follows is cut by its own."""
+    records = [*usage_records(4), LogRecord(4, None), *usage_records(4, first_offset=7)]
+    former = Scenario(limits=dataclasses.replace(LIMITS, batch=BatchLimits(3, 10_000, 5.0)))
+    before = former.sent(records)
+    assert former.intended() == [(0, 3), (3, 8), (8, 11)]
+    limits = dataclasses.replace(LIMITS, batch=BatchLimits(items_max, 10_000, 5.0))
+    scenario = inheriting((0, 3), (3, 8), (8, 11), limits=limits)
+
+    after: list[Batch] = []
+    for position in range(0, len(records), fetched):
+        after += scenario.sent(records[position : position + fetched])
+
+    assert formed(before) == formed(after)
+    (beyond, *_) = scenario.sent(usage_records(50, first_offset=11))
+    assert beyond.items_count == items_max
+
+
+def test_what_was_left_is_sent_without_waiting_for_a_commit() -> None:
+    """It is recorded already, and stays so while more is read."""
+    scenario = inheriting((0, 2), (2, 4))
+    (send,) = scenario.raw(scenario.fetched(usage_records(2)))
+
+    assert isinstance(send, SendBatch)
+    assert str(send.batch) == "usage:0[0,2)"
+
+
+def test_a_commit_says_what_was_left_and_is_not_even_read_yet() -> None:
+    """Or a second crash would leave the third owner without it."""
+    scenario = inheriting((0, 2), (2, 4), (4, 6))
+    (batch,) = scenario.sent(usage_records(3))
+    scenario.answer(batch)
+    scenario.rest()
+
+    assert scenario.committed[P0] == (2, ledger_of((2, 4), (4, 6)))
+
+
+def test_a_frozen_batch_does_not_linger() -> None:
+    """Half of it is never cut: not by time, nor by a drain."""
+    scenario = inheriting((0, 3))
+    scenario.raw(scenario.fetched(usage_records(2)))
+    assert scenario.pipeline.wake_at() is None
+    assert scenario.drain() == []
+
+    assert scenario.pipeline.drained
+
+
+def test_what_has_a_receipt_is_not_sent_again() -> None:
+    """It is passed, without a request, a dead letter or a second receipt; the others are sent."""
+    scenario = inheriting((0, 2), (2, 4), (4, 6), receipted={(2, 4): 9}, limits=RECEIPTS)
+    first, third = scenario.sent([*usage_records(3), LogRecord(3, None), *usage_records(2, 4)])
+    assert (str(first), str(third)) == ("usage:0[0,2)", "usage:0[4,6)")
+    assert scenario.pipeline.buffered_bytes == first.buffered_bytes + third.buffered_bytes
+    for offset, batch in enumerate((first, third)):
+        scenario.answer(batch)
+        scenario.receipted(batch, 20 + offset)
+
+    assert scenario.offset() == 6
+    assert scenario.pipeline.buffered_bytes == 0
+
+
+@pytest.mark.parametrize("receipted", [(0, 3), (1, 2), (0, 1)], ids=repr)
+def test_a_receipt_of_another_range_settles_nothing(receipted: Range) -> None:
+    """Where it begins and where it ends both count."""
+    scenario = inheriting((0, 2), receipted={receipted: 9}, limits=RECEIPTS)
+
+    assert len(scenario.sent(usage_records(2))) == 1
+
+
+def test_a_receipt_of_a_range_that_nobody_left_settles_nothing() -> None:
+    """It is of another life of the topic, or of offsets that somebody has set back."""
+    scenario = Scenario(P1, limits=RECEIPTS)
+    scenario.revocation_started()
+    scenario.revoked()
+    scenario.begin({P0: Start(0, ledger_of(), {(0, 2): 3})})
+
+    assert len(scenario.sent(usage_records(2))) == 1
+
+
+@pytest.mark.parametrize(
+    "offsets", [[0, 1, 3], [1, 2, 3], [3, 4], [7]], ids=["last", "first", "all", "both ranges"]
+)
+def test_a_range_that_partly_vanished_halts(offsets: list[int]) -> None:
+    """Without all of its records there is no telling what was sent."""
+    scenario = inheriting((0, 3), (3, 5))
+    commands = scenario.fetch([LogRecord(n, usage_records(1)[0].value) for n in offsets])
+
+    assert batches_sent(commands) == []
+    (reason,) = halts(commands)
+    assert "[0,3) was sent by a former owner, and the log does not hold all of its" in reason
+    assert scenario.pipeline.buffered_bytes == 0
+    scenario.rest()
+    assert scenario.committed == {}
+
+
+def test_a_builder_that_gathers_what_was_left_is_not_kept_waiting() -> None:
+    """A paused partition goes on when nothing else can make room."""
+    size = len(usage_records(1)[0].value or b"")
+    limits = dataclasses.replace(LIMITS, buffer_bytes_max=2 * size)
+    scenario = inheriting((0, 8), limits=limits)
+    commands = scenario.raw(scenario.fetched(usage_records(4)))
+    names = frozenset({P0})
+    assert commands == [PausePartitions(names), ResumePartitions(names)]
+
+    commands = scenario.raw(scenario.fetched(usage_records(4, first_offset=4)))
+
+    assert [str(batch) for batch in batches_sent(commands)] == ["usage:0[0,8)"]
+    assert PausePartitions(names) in commands
+    assert ResumePartitions(names) not in commands
+
+
+# -- zero-item batches --------------------------------------------------------------------------
+
+
+def test_a_batch_without_items_has_its_receipt_only_after_it_was_recorded() -> None:
+    """Or the next owner might cut the range otherwise, and receipt it twice."""
+    scenario = Scenario(limits=RECEIPTS)
+    write, commit = scenario.raw(scenario.fetched([LogRecord(offset, None) for offset in range(2)]))
+    assert isinstance(write, WriteDeadLetters)
+    assert scenario.written(write.batch) == []
+    scenario.store(commit)
+
+    assert scenario.raw(OffsetsCommitted()) == [WriteReceipt(write.batch, None, 0)]
+    assert scenario.intended() == [(0, 2)]
+    assert scenario.receipted(write.batch) == []
+    assert scenario.offset() == 2
+
+
+def test_a_batch_without_items_that_was_left_is_written_again() -> None:
+    """Its dead letters, then its receipt."""
+    scenario = inheriting((0, 2), limits=RECEIPTS)
+    (write,) = scenario.raw(scenario.fetched([LogRecord(offset, None) for offset in range(2)]))
+    assert isinstance(write, WriteDeadLetters)
+
+    assert scenario.written(write.batch) == [WriteReceipt(write.batch, None, 0)]
+
+
+# -- receipts -----------------------------------------------------------------------------------
+
+
+def test_the_offset_waits_for_the_receipt() -> None:
+    """Acknowledged is not settled: first the broker has what explains it."""
+    scenario = Scenario(limits=RECEIPTS)
+    (batch,) = scenario.sent(usage_records(2))
+    assert scenario.answer(batch, DEFERRED) == []
+    assert scenario.wake() == [SendBatch(batch, 2)]
+    assert scenario.answer(batch) == [WriteReceipt(batch, ACKNOWLEDGED, 2)]
+    scenario.rest()
+    assert scenario.committed[P0] == (0, ledger_of((0, 2)))
+    scenario.receipted(batch, 17)
+
+    assert scenario.offset() == 2
+    assert scenario.committed[P0][1] == Ledger(18, [])
+
+
+def test_a_receipt_that_was_not_written_is_written_again() -> None:
+    """After a backoff that grows; a drain waits for it."""
+    scenario = Scenario(limits=RECEIPTS)
+    (batch,) = scenario.sent(usage_records(2))
+    (write,) = scenario.answer(batch)
+    for wait in (0.15, 0.25, 0.45):
+        before = scenario.now
+        assert scenario.not_receipted(batch) == []
+        assert not scenario.pipeline.drained
+        commands: list[Command] = []
+        while not commands:
+            commands = scenario.wake()
+        assert commands == [write]
+        assert scenario.now == pytest.approx(before + wait)
+    scenario.receipted(batch)
+
+    assert scenario.offset() == 2
+
+
+def test_a_receipt_follows_the_dead_letters_of_its_batch() -> None:
+    """It says that nothing is left to do."""
+    scenario = Scenario(limits=RECEIPTS)
+    write, send = scenario.fetch([*usage_records(1), LogRecord(1, None)])
+    assert isinstance(write, WriteDeadLetters)
+    assert isinstance(send, SendBatch)
+    assert scenario.answer(send.batch) == []
+
+    assert scenario.written(send.batch) == [WriteReceipt(send.batch, ACKNOWLEDGED, 1)]
+
+
+def test_the_ledger_points_below_every_receipt_that_may_be_missed() -> None:
+    """Also below that of a batch whose receipt is appended though its answer is to come."""
+    scenario = Scenario(limits=RECEIPTS)
+    first, second, third = scenario.sent(usage_records(6))
+    for batch in (first, second, third):
+        scenario.answer(batch)
+    scenario.receipted(third, 1)  # the second has offset 0, and nobody heard of it
+    scenario.receipted(first, 2)
+    scenario.rest()
+
+    assert scenario.committed[P0][0] == 2
+    assert scenario.committed[P0][1].receipts_offset == 0
+    assert scenario.intended() == [(2, 4), (4, 6)]
+
+
+def test_without_receipts_the_acknowledgement_settles() -> None:
+    """And no receipt is asked for."""
+    scenario = Scenario()
+    (batch,) = scenario.sent(usage_records(2))
+
+    assert scenario.answer(batch) == []
+    assert scenario.offset() == 2
+
+
+# -- in doubt -----------------------------------------------------------------------------------
+
+
+def test_with_halt_an_attempt_in_doubt_is_the_last() -> None:
+    """The partition halts, and the batch stays in the ledger for who resolves it."""
+    scenario = Scenario(limits=HALT)
+    first, second, third = scenario.sent(usage_records(6))
+    scenario.answer(first)
+    commands = scenario.answer(second, IN_DOUBT)
+    assert halts(commands) == ["usage:0[2,4) is in doubt, and INGESTER_IN_DOUBT is halt: HTTP 500"]
+    assert scenario.answer(third) == []
+    scenario.rest()
+
+    assert scenario.pipeline.drained
+    assert scenario.committed[P0] == (2, ledger_of((2, 4), (4, 6)))
+
+
+def test_with_halt_what_was_left_in_doubt_halts_at_once() -> None:
+    """Nothing of the partition is sent; the others go on."""
+    scenario = Scenario(P1, limits=HALT)
+    scenario.revocation_started()
+    scenario.revoked()
+    commands = scenario.begin({P0: Start(0, ledger_of((0, 2)), {}), P1: Start(0, ledger_of(), {})})
+    assert halts(commands) == ["in doubt, and INGESTER_IN_DOUBT is halt: [0,2)"]
+    sent = batches_sent(scenario.fetch({P0: usage_records(2), P1: usage_records(2)}))
+
+    assert [batch.partition for batch in sent] == [P1]
+
+
+def test_with_halt_a_receipt_resolves_the_doubt() -> None:
+    """What is receipted was acknowledged, whoever committed it or not."""
+    limits = dataclasses.replace(HALT, receipts=True)
+    scenario = inheriting((0, 2), receipted={(0, 2): 4}, limits=limits)
+    scenario.fetch(usage_records(2))
+
+    assert scenario.offset() == 2
+
+
+def test_what_was_never_sent_is_left_to_nobody() -> None:
+    """A rebalance takes the intents back of which no attempt was made, or certainly none arrived.
+
+    With halt, they would stop the next owner for nothing.
+    """
+    limits = dataclasses.replace(HALT, requests_in_flight_max=3)
+    scenario = Scenario(limits=limits)
+    first, deferred, throttled = scenario.sent(usage_records(12))
+    assert len(scenario.intended()) == 6
+    scenario.revocation_started()
+    scenario.answer(throttled, Throttled("HTTP 429", 429, 5.0))
+    scenario.answer(deferred, DEFERRED)
+    scenario.answer(first)
+    scenario.rest()
+
+    assert scenario.pipeline.drained
+    assert scenario.committed[P0] == (2, ledger_of())
+
+
+def test_a_revocation_amid_an_intent_commit_sends_nothing_of_it() -> None:
+    """When it succeeds, another takes the intents back."""
+    scenario = Scenario(limits=HALT)
+    (commit,) = scenario.raw(scenario.fetched(usage_records(4)))
+    assert isinstance(commit, CommitOffsets)
+    assert scenario.raw(RevocationStarted()) == []
+    assert not scenario.pipeline.drained
+    scenario.store(commit)
+    (retraction,) = scenario.raw(OffsetsCommitted())
+    scenario.through([retraction])
+
+    assert scenario.committed[P0] == (0, ledger_of())
+    assert scenario.pipeline.drained
+    assert scenario.pipeline.buffered_bytes == 0
+
+
+def test_a_revocation_amid_an_intent_commit_that_fails_takes_it_back() -> None:
+    """The coordinator may have stored it all the same."""
+    scenario = Scenario(limits=HALT)
+    (commit,) = scenario.raw(scenario.fetched(usage_records(4)))
+    assert isinstance(commit, CommitOffsets)
+    scenario.store(commit)
+    scenario.raw(RevocationStarted())
+    assert scenario.commit_failed() == []
+    scenario.rest()
+
+    assert scenario.committed[P0] == (0, ledger_of())
+    assert scenario.pipeline.drained
+
+
+def test_what_was_left_in_doubt_stays_in_the_ledger_when_it_is_revoked_unsent() -> None:
+    """This owner never sent it; a former one may have."""
+    limits = dataclasses.replace(LIMITS, requests_in_flight_max=1)
+    scenario = inheriting((0, 2), (2, 4), (4, 6), limits=limits)
+    (first,) = scenario.sent(usage_records(6))
+    scenario.revocation_started()
+    scenario.answer(first)
+    scenario.rest()
+
+    assert scenario.committed[P0] == (2, ledger_of((2, 4), (4, 6)))
+
+
+# -- for how long -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("over", "halted"), [(0, 0), (1, 1)], ids=["at the window", "beyond"])
+def test_what_was_left_in_doubt_for_too_long_halts(over: int, halted: int) -> None:
+    """PacSpace may have forgotten the key by now: sent again, it would count twice."""
+    scenario = Scenario(P1)
+    scenario.revocation_started()
+    scenario.revoked()
+    start = Start(0, ledger_of((0, 2), intended_at=WALL_SECONDS - 86_400 - over), {})
+    commands = scenario.begin({P0: start})
+
+    assert len(halts(commands)) == halted
+    assert len(scenario.sent(usage_records(2))) == 1 - halted
+
+
+def test_a_receipt_has_no_window() -> None:
+    """What is settled needs no key any more."""
+    scenario = Scenario(P1, limits=RECEIPTS)
+    scenario.revocation_started()
+    scenario.revoked()
+    start = Start(0, ledger_of((0, 2), intended_at=5), {(0, 2): 3})
+    assert scenario.begin({P0: start}) == []
+    scenario.fetch(usage_records(2))
+
+    assert scenario.offset() == 2
+
+
+def test_what_stays_in_doubt_for_too_long_halts() -> None:
+    """One owner may wait as long as many: from the first doubt on, the time runs."""
+    limits = dataclasses.replace(LIMITS, idempotency_window_seconds=1000.0)
+    scenario = Scenario(limits=limits)
+    (batch,) = scenario.sent(usage_records(2))
+    scenario.now += 5000.0  # an attempt that certainly did not arrive begins no doubt
+    scenario.answer(batch, DEFERRED)
+    assert scenario.wake() == [SendBatch(batch, 2)]
+    begun = scenario.now
+    commands: list[Command] = []
+    while not halts(commands):
+        if commands:
+            scenario.answer(batch, IN_DOUBT)
+        commands = scenario.wake() if commands else [SendBatch(batch, 2)]
+
+    (reason,) = halts(commands)
+    assert "in doubt for longer than 1000 s" in reason
+    assert "usage:0[0,2)" in reason
+    assert 1000.0 < scenario.now - begun < 1031.0
+    scenario.rest()
+    assert scenario.intended() == [(0, 2)]
+    assert scenario.pipeline.in_flight == 0
+
+
+# -- the builder --------------------------------------------------------------------------------
+
+
+def test_what_was_intended_is_formed_by_its_boundaries_alone() -> None:
+    """A range larger than the limits of today is one batch, and they count from its end on."""
+    limits = BatchLimits(2, 150, 1.0)
+    frozen = deque([Intent(0, 5, 0)])
+    builder = BatchBuilder(PARTITION, 1, limits, event_decoder("refuse"), frozen=frozen)
+    batches = builder.extend(usage_records(9))
+
+    assert [str(batch) for batch in batches] == ["usage:0[0,5)", "usage:0[5,7)", "usage:0[7,9)"]
+    assert len(batches[0].body) > 150
