@@ -116,13 +116,17 @@ class Group:
         return Worker(process, f"127.0.0.1:{port}")
 
     async def committed(self, topic: str | None = None) -> dict[int, int]:
-        """The committed next offset of each partition that has one."""
+        """The committed next offset of each partition of which anything is settled.
+
+        Before that an offset is committed all the same, where the partition begins: for the
+        intents in its metadata.
+        """
         topic = topic or self.topics[0]
         committed = await committed_offsets(self.servers, self.name)
         return {
             where.partition: stored.offset
             for where, stored in committed.items()
-            if where.topic == topic
+            if where.topic == topic and stored.offset
         }
 
     async def commits(self, offsets: dict[int, int]) -> None:
