@@ -56,6 +56,8 @@ class HealthServer:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         self._telemetry.blocked.set(self._pipeline.blocked is not None)
+        states = self._pipeline.partitions.values()
+        self._telemetry.halted.set(sum(each.halt_reason is not None for each in states))
         self._telemetry.in_flight.set(self._pipeline.in_flight)
         self._telemetry.buffered_bytes.set(self._pipeline.buffered_bytes)
         text = generate_latest(self._telemetry.registry)

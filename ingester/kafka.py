@@ -23,7 +23,7 @@ from aiokafka.structs import OffsetAndMetadata
 from ingester.core.batch import DeadLetter
 from ingester.core.messages import Commit, PositionLost, Start
 from ingester.core.record import Record, TopicPartition
-from ingester.errors import IngesterError, RefusedError, UnavailableError
+from ingester.errors import ConfigurationError, IngesterError, RefusedError, UnavailableError
 from ingester.kafka_admin import client_options
 from ingester.settings import KafkaSettings, Settings
 
@@ -338,7 +338,12 @@ async def _written(future: asyncio.Future[Any], topic: str) -> Written:
 
 
 def translate(error: kafka_errors.KafkaError, what: str) -> IngesterError:
-    """Say a Kafka client's error in words of ours: refused credentials, or try again later."""
+    """Say a Kafka client's error in words of ours, by what is to be done about it."""
+    if isinstance(error, kafka_errors.InvalidSessionTimeoutError):
+        return ConfigurationError(
+            "INGESTER_SESSION_TIMEOUT_SECONDS is outside of what the brokers allow"
+            " (group.min.session.timeout.ms, 6 s unless changed, to group.max.session.timeout.ms)."
+        )
     if isinstance(error, _REFUSALS):
         return RefusedError(
             f"{what} refused: {_sentence(error)}. Check the INGESTER_KAFKA_SASL_* settings and the"

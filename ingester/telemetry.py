@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections import Counter as Tally
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -136,6 +136,8 @@ class Telemetry:
             ["outcome"],
             registry=self.registry,
         )
+        for label in _OUTCOME_LABELS.values():  # an alert on what never happened must find a zero
+            self._requests.labels(label)
         self._request_seconds = Histogram(
             "ingester_request_seconds",
             "Seconds from sending a batch to its answer.",
@@ -164,6 +166,12 @@ class Telemetry:
             "Partitions stopped until an operator acts.",
             registry=self.registry,
         )
+        self._is_blocked = False  # what the last call of `blocked_now` was told
+        self.halted = Gauge(
+            "ingester_partitions_halted",
+            "Partitions of this worker that wait for an operator.",
+            registry=self.registry,
+        )
         self.blocked = Gauge(
             "ingester_blocked",
             "1 while PacSpace refuses everything (key, credit, permission), else 0.",
@@ -183,7 +191,10 @@ class Telemetry:
     def worker_started(self, **facts: object) -> None:
         self._log.info("worker.started", **facts)
 
-    def worker_stopped(self, *, drained: bool) -> None:
+    def worker_stopped(self, *, drained: bool, halted: Sequence[str]) -> None:
+        if halted:
+            self._log.error("worker.stopped", drained=drained, halted=halted)
+            return
         if drained:
             self._log.info("worker.stopped", drained=True)
         else:
@@ -232,6 +243,7 @@ class Telemetry:
                 items=batch.items_count,
                 bits=batch.bits,
                 batch_id=outcome.batch_id,
+                idempotency_key=batch.idempotency_key,
                 attempt=attempt,
                 seconds=round(seconds, 6),
             )
@@ -241,6 +253,7 @@ class Telemetry:
             **_range(batch),
             items=batch.items_count,
             attempt=attempt,
+            idempotency_key=batch.idempotency_key,
             reason=outcome.reason,
             seconds=round(seconds, 6),
         )
@@ -287,13 +300,27 @@ class Telemetry:
         self._commits.labels("failed").inc()
         self._log.warning("commit.retried", reason=reason)
 
+    def blocked_now(self, blocked: Blocked | None) -> None:
+        """Say once that PacSpace refuses everything, and once that it has stopped to."""
+        if blocked is not None and not self._is_blocked:
+            self._log.error(
+                "pacspace.blocked",
+                reason=blocked.reason,
+                detail="nothing is sent but single probes, and nothing is lost; `ingester check`"
+                " says what to do, and it goes on by itself when that is done",
+            )
+        elif blocked is None and self._is_blocked:
+            self._log.info("pacspace.unblocked")
+        self._is_blocked = blocked is not None
+
     def partition_halted(self, halt: HaltPartition) -> None:
         self._halts.inc()
         self._log.error(
             "partition.halted",
             partition=str(halt.partition),
             reason=halt.reason,
-            detail="nothing of it is lost or committed past; the other partitions go on",
+            detail="nothing of it is lost or committed past, and the other partitions go on; mend"
+            " the cause, then restart this worker: it tries again from the committed offset",
         )
 
 

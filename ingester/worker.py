@@ -14,6 +14,7 @@ import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Final, assert_never
 
+from ingester import __version__
 from ingester.core.batch import Batch, BatchLimits
 from ingester.core.delivery import Deferred
 from ingester.core.event import event_decoder
@@ -115,6 +116,7 @@ class Worker:
         the drain deadline passed with something unsettled. In no case is anything lost.
         """
         self._telemetry.worker_started(
+            version=__version__,
             topics=self._settings.topics,
             group_id=self._settings.group_id,
             pacspace_url=self._settings.pacspace_url,
@@ -124,13 +126,21 @@ class Worker:
             await health.start(self._settings.http_listen)
             await self._settle_until_stopped()
             drained = await self._drain()
+            halted = [
+                str(name) for name, each in self._pipeline.partitions.items() if each.halt_reason
+            ]
             if self._failure is not None:
                 raise self._failure
         finally:
             self._cancel_tasks()
             await self._close()
             await health.stop()
-        self._telemetry.worker_stopped(drained=drained)
+        self._telemetry.worker_stopped(drained=drained, halted=halted)
+        if halted:
+            raise IncompleteError(
+                f"{', '.join(halted)} had halted and waits for somebody: the log says why"
+                " (partition.halted). Nothing of it is lost."
+            )
         if not drained:
             raise IncompleteError(
                 f"not everything was settled within {self._settings.drain_seconds:g} s"
@@ -167,10 +177,11 @@ class Worker:
             try:
                 await self._find_topics()
             except UnavailableError as error:
-                if loop.time() + _RETRY_SECONDS > deadline:
+                seconds = min(_RETRY_SECONDS, deadline - loop.time())
+                if seconds <= 0:
                     raise
-                self._telemetry.start_retried(str(error), _RETRY_SECONDS)
-                await asyncio.sleep(_RETRY_SECONDS)
+                self._telemetry.start_retried(str(error), seconds)
+                await asyncio.sleep(seconds)
             else:
                 await self._writer.start()
                 await self._receipts.start()
@@ -324,6 +335,7 @@ class Worker:
         )
         self._telemetry.attempt_ended(batch, attempt, outcome, loop.time() - started)
         self._handle(AttemptEnded(batch, outcome, _jitter()))
+        self._telemetry.blocked_now(self._pipeline.blocked)
 
     async def _write_dead_letters(self, batch: Batch) -> None:
         topic = self._settings.dead_letter_topic_for(batch.partition.topic)
