@@ -158,6 +158,10 @@ async def test_an_endpoint_that_refuses_everything_is_probed_with_single_request
     wire.intercept = None
     await group.settled()
     assert worker.status()["blocked"] is None
+    (blocked,) = worker.events("pacspace.blocked")
+    assert blocked["level"] == "error"
+    assert f"HTTP {status}" in blocked["reason"]
+    assert len(worker.events("pacspace.unblocked")) == 1
     assert simulator.report()["keys"] == totals(events)
     assert await group.dead_letters() == []
 
@@ -195,7 +199,10 @@ async def test_a_refused_batch_halts_its_partition_and_no_other(
     await group.produce(usage(10, first=9000), partition=4)
     await group.commits({0: 100, 1: 100, 2: 100, 3: 100, 4: 360})
     worker.process.terminate()
-    assert worker.process.wait() == 0
+    assert worker.process.wait() == 75
+    (stopped,) = worker.events("worker.stopped")
+    assert stopped["level"] == "error"
+    assert sorted(stopped["halted"]) == [f"{group.topics[0]}:{number}" for number in range(4)]
 
     simulator.clear_faults()
     group.start(**settings)
