@@ -4,10 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench lock clean
+.PHONY: help demo test simulate check bench lock clean
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): requirements-dev.txt pyproject.toml
 	@echo "==> making .venv and installing the pinned dependencies (about a minute, once)"
@@ -23,6 +23,11 @@ demo: $(STAMP) ## Kafka, simulator and ingester on this machine: a settlement, t
 test: $(STAMP) ## all tests, on a real broker (Docker engine, or a JVM with Maven)
 	@echo "==> running the tests; the first run fetches a Kafka (about 60 MB)"
 	@$(BIN)/python -m pytest
+
+SEEDS ?= 10000
+SEED ?= 0
+simulate: $(STAMP) ## the core in SEEDS=10000 unkind worlds from SEED=0 on; SEEDS=1 replays one
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed $(SEED)
 
 check: $(STAMP) ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .

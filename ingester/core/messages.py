@@ -72,11 +72,11 @@ class RecordsFetched:
 
 
 @dataclass(frozen=True, slots=True)
-class PositionLost:
-    """The log no longer holds the offset that is to be read next."""
+class ReadFailed:
+    """What is to be read next cannot be: the log does not hold it, or nobody can decode it."""
 
     partition: TopicPartition
-    offset: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,8 @@ class CommitFailed:
     """The last commit was refused or its answer lost."""
 
     jitter: float
+    fenced: bool = False
+    """The group goes on without this member: nothing of this assignment can be committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,7 @@ class Tick:
 Fact = (
     PartitionsAssigned
     | RecordsFetched
-    | PositionLost
+    | ReadFailed
     | AttemptEnded
     | DeadLettersWritten
     | DeadLettersNotWritten

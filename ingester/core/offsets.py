@@ -24,8 +24,8 @@ class Span:
     receipts_offset: int = 0
     """Its receipt, if it has one, lies nowhere below; set when it is tracked."""
     settled: bool = False
-    never_sent: bool = False
-    """Set when its batch was given up before any attempt that may have been applied."""
+    not_applied: bool = False
+    """Set when its batch was given up, and no attempt at it can have been applied."""
 
 
 class OffsetTracker:
@@ -74,16 +74,16 @@ class OffsetTracker:
         return self.position != before
 
     def retract(self, spans: Collection[Span]) -> bool:
-        """Intend no more what was never sent; return whether the next commit has less to say.
+        """Intend no more what was not applied; return whether the next commit has less to say.
 
         Only from the end: what is intended behind them has to be formed behind them again.
         """
         for span in spans:
-            span.never_sent = True
+            span.not_applied = True
         retracted = False
         for span in reversed(self._spans):
             if span.intended_at is not None:
-                if not span.never_sent:
+                if not span.not_applied:
                     break
                 span.intended_at = None
                 retracted = True

@@ -37,7 +37,7 @@ from ingester.core.messages import (
     PartitionsAssigned,
     PartitionsRevoked,
     PausePartitions,
-    PositionLost,
+    ReadFailed,
     ReceiptNotWritten,
     ReceiptWritten,
     RecordsFetched,
@@ -117,6 +117,7 @@ class Pipeline:
         self._intents_due = 0.0  # before `_commit_due`, for a worker that has too little to send
         self._unintended_count = 0
         self._commit_failures = 0  # in a row
+        self._fenced = False  # from a commit that says so to the end of the assignment
         self._revoking = False  # from the start of a revocation to the next assignment
         self._draining = False  # from the request on, for good
 
@@ -125,6 +126,8 @@ class Pipeline:
     @property
     def drained(self) -> bool:
         """Whether waiting longer would settle or commit nothing more."""
+        if self._fenced:
+            return not self._dispatcher.in_flight
         busy = self._open or self._deliveries or self._uncommitted
         return not busy and self._committing is None
 
@@ -160,6 +163,8 @@ class Pipeline:
 
     def wake_at(self) -> float | None:
         """Return when a `Tick` is next needed, or None when only a fact can change anything."""
+        if self._fenced:
+            return None
         times = [self._dispatcher.wake_at()]
         if self._open:
             times.append(next(iter(self._open.values())))
@@ -191,8 +196,8 @@ class Pipeline:
                 self._receipt_written(fact)
             case DeadLettersNotWritten() | ReceiptNotWritten():
                 self._not_written(fact, now)
-            case PositionLost():
-                self._position_lost(fact, commands)
+            case ReadFailed():
+                self._halt(fact.partition, fact.reason, commands)
             case PartitionsAssigned():
                 self._assigned(fact, now, commands)
             case RevocationStarted():
@@ -206,9 +211,10 @@ class Pipeline:
             case _:
                 assert_never(fact)
         self._resume(commands)
-        for delivery in self._dispatcher.start(now):
-            self._send(delivery, now, commands)
-        self._commit(now, commands)
+        if not self._fenced:
+            for delivery in self._dispatcher.start(now):
+                self._send(delivery, now, commands)
+            self._commit(now, commands)
         return commands
 
     def _assigned(self, fact: PartitionsAssigned, now: float, commands: list[Command]) -> None:
@@ -296,6 +302,7 @@ class Pipeline:
             self._halt(fact.batch.partition, reason, commands)
         elif isinstance(fact.outcome, Refused):
             self._forget([delivery])
+            self._retract(self._partitions[fact.batch.partition], [delivery])
             reason = f"{fact.batch} was refused: {fact.outcome.reason}"
             self._halt(fact.batch.partition, reason, commands)
         elif self._revoking or self._partitions[fact.batch.partition].halt_reason:
@@ -347,15 +354,12 @@ class Pipeline:
             self._unintended_count += len(intended)
             if self._revoking or part.halt_reason:
                 self._give_up(name)
+        if fact.fenced:
+            # Whoever has the partitions by now knows what was intended, and settles it.
+            self._fenced = True
+            self._revocation_started()
         self._commit_failures += 1
         self._commit_due = now + self._limits.backoff_seconds(self._commit_failures, fact.jitter)
-
-    def _position_lost(self, fact: PositionLost, commands: list[Command]) -> None:
-        reason = (
-            f"the log of {fact.partition} does not hold offset {fact.offset} any more or yet:"
-            " retention overtook the committed offset, or the topic was made anew"
-        )
-        self._halt(fact.partition, reason, commands)
 
     def _revocation_started(self) -> None:
         """Finish what may have been applied; the rest is quicker read again than sent."""
@@ -374,6 +378,7 @@ class Pipeline:
         self._paused.clear()
         self._uncommitted.clear()
         self._committing = None
+        self._fenced = False
         self._unintended_count = 0
         self._commit_due = self._intents_due = 0.0
         self._commit_failures = 0
@@ -483,15 +488,19 @@ class Pipeline:
             self._uncommitted[batch.partition] = None
 
     def _give_up(self, name: TopicPartition) -> None:
-        """Forget, and intend no more, what no attempt can have written."""
+        """Forget what no attempt can have written."""
         part = self._partitions[name]
         unsent = [each for each in part.unintended if each.batch in self._deliveries]
         self._unintended_count -= len(part.unintended)
         part.unintended.clear()
         unsent += self._dispatcher.forget_unsent(name)
         self._forget(unsent)
-        if part.offsets.retract({each.span for each in unsent if not each.in_doubt}):
-            self._uncommitted[name] = None
+        self._retract(part, unsent)
+
+    def _retract(self, part: _Partition, given_up: Iterable[Delivery]) -> None:
+        """Intend no more what certainly was not applied, so that nobody takes it for a doubt."""
+        if part.offsets.retract({each.span for each in given_up if not each.in_doubt}):
+            self._uncommitted[part.builder.partition] = None
 
     def _forget(self, deliveries: Iterable[Delivery]) -> None:
         """Drop batches for good; their spans stay unsettled, so no commit can pass them."""

@@ -61,7 +61,7 @@ class Tracking(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def send(self, data: st.DataObject) -> None:
-        intended = [span for span in self.spans if span.intended_at and not span.never_sent]
+        intended = [span for span in self.spans if span.intended_at and not span.not_applied]
         if intended:
             self.sent.add(data.draw(st.sampled_from(intended)))
 
@@ -82,7 +82,7 @@ class Tracking(RuleBasedStateMachine):
         self.settled.add(span)
         assert (self.passed() > before) == self.tracker.settle(span)
 
-    @precondition(lambda self: any(not span.never_sent for span in self.spans))
+    @precondition(lambda self: any(not span.not_applied for span in self.spans))
     @rule(data=st.data())
     def give_up(self, data: st.DataObject) -> None:
         unsent = [

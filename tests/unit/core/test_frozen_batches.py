@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from ingester.core.batch import Batch, BatchBuilder, BatchLimits
-from ingester.core.delivery import Deferred, InDoubt, Throttled
+from ingester.core.delivery import Deferred, InDoubt, Refused, Throttled
 from ingester.core.event import event_decoder
 from ingester.core.intent import INTENTS_MAX, METADATA_BYTES_MAX, Intent, Ledger
 from ingester.core.messages import (
@@ -416,6 +416,28 @@ def test_what_was_never_sent_is_left_to_nobody() -> None:
 
     assert scenario.pipeline.drained
     assert scenario.committed[P0] == (2, ledger_of())
+
+
+def test_a_refused_batch_is_left_to_nobody() -> None:
+    """It was not applied: whoever comes after the operator has no doubt about it."""
+    scenario = Scenario(limits=HALT)
+    (batch,) = scenario.sent(usage_records(2))
+    scenario.answer(batch, Refused("HTTP 400: no", 400, "invalid"))
+    scenario.rest()
+
+    assert scenario.committed[P0] == (0, ledger_of())
+
+
+def test_a_refused_batch_that_was_in_doubt_stays_in_the_ledger() -> None:
+    """An attempt before the refusal may have been applied."""
+    scenario = Scenario()
+    (batch,) = scenario.sent(usage_records(2))
+    scenario.answer(batch, IN_DOUBT)
+    assert scenario.wake() == [SendBatch(batch, 2)]
+    scenario.answer(batch, Refused("HTTP 400: no", 400, "invalid"))
+    scenario.rest()
+
+    assert scenario.committed[P0] == (0, ledger_of((0, 2)))
 
 
 def test_a_revocation_amid_an_intent_commit_sends_nothing_of_it() -> None:

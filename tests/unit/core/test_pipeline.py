@@ -18,7 +18,7 @@ from ingester.core.messages import (
     OffsetsCommitted,
     PartitionsAssigned,
     PausePartitions,
-    PositionLost,
+    ReadFailed,
     ResumePartitions,
     SendBatch,
     Start,
@@ -326,16 +326,15 @@ def test_a_second_refusal_is_not_a_second_halt() -> None:
     assert scenario.answer(second, REFUSED) == []
 
 
-def test_a_lost_position_halts_the_partition() -> None:
-    """It is never reset silently: the reason names partition and offset."""
+def test_a_partition_that_cannot_be_read_halts() -> None:
+    """With the reason that came with the fact, and no other partition with it."""
     scenario = Scenario(P0, P1)
 
-    pause, halt = scenario.pipeline.handle(PositionLost(P1, 77), scenario.now)
+    pause, halt = scenario.fact(ReadFailed(P1, "offset 77 is gone"))
 
     assert pause == PausePartitions(frozenset({P1}))
-    assert isinstance(halt, HaltPartition)
-    assert "usage:1 does not hold offset 77" in halt.reason
-    assert scenario.pipeline.handle(PositionLost(P2, 7), scenario.now) == []
+    assert halt == HaltPartition(P1, "offset 77 is gone")
+    assert scenario.fact(ReadFailed(P2, "offset 7 is gone")) == []
 
 
 # -- memory -------------------------------------------------------------------------------------

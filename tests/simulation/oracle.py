@@ -1,0 +1,262 @@
+"""What must hold across all workers, judged from the logs, the brokers and the endpoint alone.
+
+Told of everything at the moment when it takes effect: a request when it leaves and when it is
+applied, a commit when it is stored, a receipt when it is appended. Reads no state of the core.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ingester.core.batch import Batch
+from ingester.core.intent import INTENTS_MAX, METADATA_BYTES_MAX, decode
+from ingester.core.messages import Commit
+from ingester.core.record import TopicPartition
+from tests.simulation.plan import Plan
+from tests.support.records import Entry, Logs
+
+Range = tuple[int, int]
+
+
+class BrokenPromiseError(AssertionError):
+    """A promise that was not kept; the message says which."""
+
+
+def promise(kept: object, what: str) -> None:
+    if not kept:
+        raise BrokenPromiseError(what)
+
+
+@dataclass(slots=True)
+class _Book:
+    """Everything about one partition."""
+
+    entries: Sequence[Entry]
+    offsets: list[int]
+    committed: int
+    applied: Counter[int] = field(default_factory=Counter)  # by record
+    lettered: set[int] = field(default_factory=set)
+    receipts: dict[int, Range] = field(default_factory=dict)  # by record
+    receipt_keys: dict[Range, str] = field(default_factory=dict)
+    recorded: dict[Range, int] = field(default_factory=dict)  # the generation that stored it last
+    receipt_offsets: dict[Range, int] = field(default_factory=dict)  # of the first of each
+    open: Counter[Range] = field(default_factory=Counter)
+    # Attempts, but for those whose sender was told that they were not applied.
+    vanished: set[int] = field(default_factory=set)
+
+    def within(self, first_offset: int, next_offset: int) -> Sequence[Entry]:
+        start = bisect_left(self.offsets, first_offset)
+        return self.entries[start : bisect_left(self.offsets, next_offset)]
+
+
+def range_of(batch: Batch) -> Range:
+    return (batch.first_offset, batch.next_offset)
+
+
+class Oracle:
+    """Raises `BrokenPromiseError` where a promise is broken."""
+
+    def __init__(self, logs: Logs, plan: Plan) -> None:
+        self._plan = plan
+        self._books = {
+            name: _Book(log, [each.record.offset for each in log], log[0].record.offset)
+            for name, log in logs.items()
+        }
+        self._bodies: dict[str, bytes] = {}  # of every key that was ever sent
+        self._bits: Counter[str] = Counter()  # at the endpoint
+        self.rough_ends = 0  # owners that could not say what they had left unsent
+        self.doubles = 0
+
+    # -- requests -----------------------------------------------------------------------------
+
+    def sent(
+        self, batch: Batch, key: str, *, owned: bool, inherited: bool, generation: int
+    ) -> None:
+        """Check an attempt when it leaves its worker."""
+        book = self._books[batch.partition]
+        range_ = range_of(batch)
+        entries = book.within(*range_)
+        items = [each.item for each in entries if each.item is not None]
+        promise(
+            batch.body == b'{"items":[' + b",".join(items) + b"]}"
+            or any(each.record.offset in book.vanished for each in entries),
+            f"integrity: the body of {batch} is not its records' items",
+        )
+        promise(
+            self._bodies.setdefault(key, batch.body) == batch.body,
+            f"integrity: the key of {batch} carries two bodies",
+        )
+        promise(owned, f"fencing: {batch} is sent by a worker that does not own its partition")
+        promise(
+            inherited or book.recorded.get(range_) == generation,
+            f"fencing: {batch} is sent, and no commit of its generation recorded it",
+        )
+        promise(
+            all(
+                each == range_ or each[1] <= range_[0] or range_[1] <= each[0] for each in book.open
+            ),
+            f"frozen batches: {batch} is sent, and some of it was sent in another range",
+        )
+        book.open[range_] += 1
+
+    def denied(self, batch: Batch) -> None:
+        """Hear that the sender was told that this attempt was certainly not applied."""
+        book = self._books[batch.partition]
+        book.open[range_of(batch)] -= 1
+        book.open += Counter()  # without those of nothing
+
+    def applied(self, batch: Batch) -> None:
+        """Count what the endpoint has written."""
+        book = self._books[batch.partition]
+        double = False
+        for entry in book.within(*range_of(batch)):
+            if entry.item is not None:
+                book.applied[entry.record.offset] += 1
+                double |= book.applied[entry.record.offset] > 1
+        for item in json.loads(batch.body)["items"]:
+            self._bits[f"{batch.partition} {item['key']}"] += item["bits"]
+        if double:
+            self.doubles += 1
+            promise(self._plan.keys == "ignored", f"exactly once: {batch} is applied twice")
+            promise(
+                self._plan.limits.in_doubt == "retry",
+                f"in doubt: {batch} is applied twice, though doubts halt",
+            )
+
+    # -- topics -------------------------------------------------------------------------------
+
+    def letters_appended(self, batch: Batch) -> None:
+        book = self._books[batch.partition]
+        entries = book.within(*range_of(batch))
+        expected = [each.record for each in entries if each.item is None]
+        promise(
+            [letter.record for letter in batch.dead_letters] == expected or book.vanished,
+            f"integrity: the dead letters of {batch} are not its refused records",
+        )
+        book.lettered |= {record.offset for record in expected}
+
+    def receipt_appended(self, batch: Batch, receipt_offset: int) -> None:
+        book = self._books[batch.partition]
+        range_ = range_of(batch)
+        promise(self._plan.limits.receipts, "receipts: one is written though they are off")
+        promise(
+            book.receipt_keys.setdefault(range_, batch.idempotency_key) == batch.idempotency_key,
+            f"coverage: {batch} has receipts with two keys",
+        )
+        book.receipt_offsets.setdefault(range_, receipt_offset)
+        for entry in book.within(*range_):
+            offset = entry.record.offset
+            promise(
+                book.receipts.setdefault(offset, range_) == range_,
+                f"coverage: {batch.partition}:{offset} has receipts of two ranges",
+            )
+            done = offset in book.lettered if entry.item is None else book.applied[offset]
+            promise(
+                done or offset in book.vanished,
+                f"coverage: {batch} has a receipt before it is settled",
+            )
+
+    # -- commits ------------------------------------------------------------------------------
+
+    def stored(self, generation: int, offsets: Mapping[TopicPartition, Commit]) -> None:
+        """Check what the coordinator has stored."""
+        for name, commit in offsets.items():
+            book = self._books[name]
+            promise(commit.next_offset >= book.committed, f"order: {name} is committed back")
+            for entry in book.within(book.committed, commit.next_offset):
+                if entry.record.offset not in book.vanished:
+                    self._check_settled(name, book, entry)
+            book.committed = commit.next_offset
+            promise(
+                len(commit.metadata.encode()) <= METADATA_BYTES_MAX, "bounds: too much metadata"
+            )
+            ledger = decode(commit.next_offset, commit.metadata)
+            promise(ledger is not None, f"ledger: {name} has metadata that nobody can read")
+            assert ledger is not None
+            promise(len(ledger.intents) <= INTENTS_MAX, "bounds: too many intents")
+            ranges = [(each.first_offset, each.next_offset) for each in ledger.intents]
+            for range_ in ranges:
+                book.recorded[range_] = generation
+            forgotten = [
+                each for each in book.open if each[1] > commit.next_offset and each not in ranges
+            ]
+            missed = [
+                each
+                for each, offset in book.receipt_offsets.items()
+                if each[1] > commit.next_offset and offset < ledger.receipts_offset
+            ]
+            promise(not missed, f"ledger: {name}{missed} have receipts that nobody would find")
+            promise(
+                not forgotten, f"ledger: {name}{forgotten} may have been sent, and is forgotten"
+            )
+
+    def _check_settled(self, name: TopicPartition, book: _Book, entry: Entry) -> None:
+        offset = entry.record.offset
+        if entry.item is None:
+            promise(offset in book.lettered, f"nothing lost: {name}:{offset} is no dead letter")
+        else:
+            promise(book.applied[offset], f"nothing lost: {name}:{offset} was never applied")
+        if self._plan.limits.receipts:
+            promise(offset in book.receipts, f"coverage: {name}:{offset} has no receipt")
+
+    # -- halts --------------------------------------------------------------------------------
+
+    def vanished(self, name: TopicPartition, offset: int) -> None:
+        self._books[name].vanished.add(offset)
+
+    def halted(self, name: TopicPartition, reason: str) -> None:
+        """Check that a halt for a doubt has one."""
+        book = self._books[name]
+        if "INGESTER_IN_DOUBT" in reason and not self.rough_ends:
+            open_ = [each for each in book.open if each[1] > book.committed]
+            # What was never sent has to stay intended below dead letters that are settled.
+            settled = any(offset >= book.committed for offset in book.lettered)
+            promise(
+                open_ or settled, f"in doubt: {name} halts, and nothing of it was sent: {reason}"
+            )
+        if "does not hold all of its records" in reason:
+            promise(book.vanished, f"liveness: {name} halts, and its log is whole: {reason}")
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def finished(self, halts: Mapping[TopicPartition, str], *, judged: bool) -> None:
+        """Check that all was settled and committed; a halted partition has to have a reason."""
+        for name, book in self._books.items():
+            if name in halts:
+                if judged:
+                    self._excuse(name, book, halts[name])
+                continue
+            end = book.entries[-1].record.offset + 1
+            promise(
+                book.committed == end or book.vanished,
+                f"liveness: {name} is committed up to {book.committed} of {end}",
+            )
+            if self._plan.keys != "ignored" and not book.vanished:
+                self._check_sums(name, book)
+
+    def _check_sums(self, name: TopicPartition, book: _Book) -> None:
+        expected: Counter[str] = Counter()
+        for entry in book.entries:
+            if entry.item is not None:
+                item = json.loads(entry.item)
+                expected[f"{name} {item['key']}"] += item["bits"]
+        actual = Counter({key: self._bits[key] for key in expected})
+        promise(expected == actual, f"exactly once: the sums of {name} are not those of its log")
+
+    def _excuse(self, name: TopicPartition, book: _Book, reason: str) -> None:
+        limits = self._plan.limits
+        excused = (
+            ("INGESTER_IN_DOUBT is halt" in reason and limits.in_doubt == "halt")
+            or (
+                "INGESTER_IDEMPOTENCY_WINDOW_SECONDS" in reason
+                and (
+                    limits.idempotency_window_seconds < 1000 or self._plan.clock_jump_seconds > 1000
+                )
+            )
+            or bool(book.vanished)
+        )
+        promise(excused, f"liveness: {name} stays halted: {reason}")

@@ -1,0 +1,483 @@
+"""One worker process: what a shell does around a pipeline, with every wait drawn from the seed.
+
+It may be stopped and continued at any moment: what reaches it meanwhile waits. It may die: what it
+has begun goes on without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, assert_never
+
+from ingester.core.batch import Batch
+from ingester.core.delivery import (
+    AnswerLost,
+    Blocked,
+    Deferred,
+    NothingSent,
+    Outcome,
+    Refused,
+    Throttled,
+    judge,
+)
+from ingester.core.event import event_decoder
+from ingester.core.intent import Ledger, decode
+from ingester.core.messages import (
+    AttemptEnded,
+    Command,
+    Commit,
+    CommitFailed,
+    CommitOffsets,
+    DeadLettersNotWritten,
+    DeadLettersWritten,
+    DrainRequested,
+    Fact,
+    HaltPartition,
+    OffsetsCommitted,
+    PartitionsAssigned,
+    PartitionsRevoked,
+    PausePartitions,
+    ReadFailed,
+    ReceiptNotWritten,
+    ReceiptWritten,
+    RecordsFetched,
+    ResumePartitions,
+    RevocationStarted,
+    SendBatch,
+    Start,
+    Tick,
+    WriteDeadLetters,
+    WriteReceipt,
+)
+from ingester.core.pipeline import Pipeline
+from ingester.core.record import TopicPartition
+from tests.simulation.conduct import Conduct
+from tests.simulation.oracle import promise
+from tests.simulation.plan import (
+    DRAIN_SECONDS_MAX,
+    REQUEST_TIMEOUT_SECONDS,
+    SESSION_TIMEOUT_SECONDS,
+)
+from tests.support.records import LogRecord
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+_HEARTBEAT_SECONDS = 3.0
+_RECORD_BYTES = 700  # about what a dead letter of the generated logs may count for
+_NOW = datetime(2025, 6, 10, 14, 30, tzinfo=UTC)
+
+_decode = event_decoder("refuse")
+
+
+class Process:
+    """Lives from its start to its death; a restart is another process."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.number = number
+        self.plan = world.plan
+        self.random = world.random
+        self.pipeline = Pipeline(self.plan.limits, _decode)
+        self.conduct = Conduct(self.plan.limits)
+        self.alive = True
+        self.leaving = False  # from the request to drain on
+        self.clock_skew = 0.0
+        self.halts: dict[TopicPartition, str] = {}
+        self._paused = False
+        self._inbox: list[Callable[[], None]] = []  # what waits for a stopped process
+        self._generation = 0
+        self._contact = float("-inf")  # when the last request was sent that the group answered
+        self._term = 0  # counts assignments and their ends: what belongs to another is stale
+        self._assigned = False
+        self._revoking = False
+        self._positions: dict[TopicPartition, int] = {}  # indices into the logs
+        self._largest_fetch_bytes = 0
+        self._frozen_bytes = 0
+        self._tick_at: float | None = None
+        self._join()
+        self._after(_HEARTBEAT_SECONDS, self._heartbeat)
+        self._after(0.0, self._poll)
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+        """Act later, if the process lives by then and when it is not stopped."""
+        self.world.later(seconds, lambda: self._reach(action))
+
+    def _reach(self, action: Callable[[], None]) -> None:
+        if self._paused:
+            self._inbox.append(action)
+        elif self.alive:
+            action()
+
+    def latency(self) -> float:
+        return 0.001 + 0.03 * self.random.random() ** 3
+
+    def pause(self) -> None:
+        if self.alive and not self._paused:
+            self.world.note(self, "-- is stopped --")
+            self._paused = True
+
+    def wake(self) -> None:
+        """Go on: everything that waited is there at once, in whatever order a loop takes it."""
+        if self._paused:
+            self.world.note(self, "-- goes on --")
+            self._paused = False
+            inbox, self._inbox = self._inbox, []
+            if self.random.random() < 0.5:
+                self.random.shuffle(inbox)
+            for action in inbox:
+                self._reach(action)
+
+    def die(self) -> None:
+        self.world.note(self, "-- dies --")
+        self.alive = False
+        self._inbox.clear()
+
+    # -- the group ----------------------------------------------------------------------------
+
+    @property
+    def is_member(self) -> bool:
+        """Whether nobody else can have the partitions by now."""
+        return self.world.now - self._contact < SESSION_TIMEOUT_SECONDS
+
+    def _join(self) -> None:
+        self.world.later(self.latency(), lambda: self.alive and self.world.group.join(self))
+
+    def assigned(self, generation: int, names: Sequence[TopicPartition]) -> None:
+        sent = self.world.now
+        self._after(self.latency(), lambda: self._look_up(generation, names, sent))
+
+    def _look_up(self, generation: int, names: Sequence[TopicPartition], sent: float) -> None:
+        """Read the stored offsets, then the receipts; meanwhile anything may happen."""
+        self._generation = generation
+        self._contact = sent
+
+        def read_offsets() -> None:
+            commits = {name: self.world.committed(name) for name in names}
+            self._after(self.latency(), lambda: read_receipts(commits))
+
+        def read_receipts(commits: Mapping[TopicPartition, Commit]) -> None:
+            if self._generation == generation and not self._assigned:
+                self._begin({name: self._start(name, each) for name, each in commits.items()})
+
+        self._after(self.latency(), read_offsets)
+
+    def _start(self, name: TopicPartition, commit: Commit) -> Start:
+        ledger = decode(commit.next_offset, commit.metadata)
+        receipts = self.world.receipts[name]
+        if ledger is None:
+            return Start(commit.next_offset, Ledger(len(receipts), ()), {})
+        tail = receipts[ledger.receipts_offset :] if ledger.intents else []
+        receipted = {each: ledger.receipts_offset + index for index, each in enumerate(tail)}
+        return Start(commit.next_offset, ledger, receipted)
+
+    def _begin(self, starts: Mapping[TopicPartition, Start]) -> None:
+        self._term += 1
+        self._assigned = True
+        self._revoking = False
+        self.halts.clear()
+        for name, start in starts.items():
+            self._positions[name] = self.world.index_of(name, start.offset)
+            for intent in start.ledger.intents:
+                entries = self.world.logs[name]
+                first = self.world.index_of(name, intent.first_offset)
+                last = self.world.index_of(name, intent.next_offset)
+                size = sum(
+                    len(each.record.value or b"") + _RECORD_BYTES for each in entries[first:last]
+                )
+                self._frozen_bytes = max(self._frozen_bytes, size)
+        self.conduct.partitions_assigned(starts)
+        self.feed(PartitionsAssigned(starts, self.world.wall_seconds(self)))
+
+    def _heartbeat(self) -> None:
+        self._after(_HEARTBEAT_SECONDS, self._heartbeat)
+        sent, generation = self.world.now, self._generation
+
+        def arrive() -> None:
+            answer = self.world.group.heartbeat(self, generation)
+            self._after(self.latency(), lambda: hear(answer))
+
+        def hear(answer: str) -> None:
+            if generation != self._generation:
+                return
+            if answer == "unknown":
+                self._contact = float("-inf")
+            else:
+                self._contact = max(self._contact, sent)
+            if answer != "well" and self._assigned and not self._revoking:
+                self._start_revocation()
+
+        if self._assigned:
+            self.world.later(self.latency(), arrive)
+
+    def _start_revocation(self) -> None:
+        self._revoking = True
+        self.conduct.revocation_started()
+        term = self._term
+        self._after(DRAIN_SECONDS_MAX, lambda: term == self._term and self._revoke(rough=True))
+        self.feed(RevocationStarted())
+
+    def _revoke(self, *, rough: bool = False) -> None:
+        self.world.oracle.rough_ends += rough
+        self._term += 1
+        self._assigned = self._revoking = False
+        self._positions.clear()
+        self.conduct.partitions_revoked()
+        self._fact(PartitionsRevoked())
+        promise(self.pipeline.buffered_bytes == 0, "bounds: bytes are left after a revocation")
+        promise(self.pipeline.in_flight == 0, "bounds: requests are left after a revocation")
+        if not self.leaving:
+            self._join()
+
+    def drain(self) -> None:
+        """Settle what was read, and leave; as a rule in time."""
+        self.leaving = True
+        self._after(DRAIN_SECONDS_MAX * 2, lambda: self._leave(rough=True))
+        self.feed(DrainRequested())
+
+    def _leave(self, *, rough: bool = False) -> None:
+        if self.alive:
+            self.world.oracle.rough_ends += rough
+            self.die()
+            self.world.later(self.latency(), lambda: self.world.group.leave(self))
+
+    # -- fetches ------------------------------------------------------------------------------
+
+    def _poll(self) -> None:
+        self._after(0.05 + self.random.random() * 0.5, self._poll)
+        if not self._assigned or self._revoking or self.leaving:
+            return
+        records: dict[TopicPartition, Sequence[LogRecord]] = {}
+        for name in self._positions:
+            late = name in self.halts and self.random.random() < 0.1
+            if name not in self.conduct.paused or late:
+                found = self._read(name, self.random.randrange(self.plan.fetch_records_max))
+                if found:
+                    records[name] = found
+        if records:
+            self.feed(RecordsFetched(records))
+
+    def _read(self, name: TopicPartition, count: int) -> list[LogRecord]:
+        position = self._positions[name]
+        end = min(position + count, self.world.log_end(name))
+        if end <= position:
+            return []
+        self._positions[name] = end
+        gone = self.world.vanished
+        entries = self.world.logs[name][position:end]
+        found = [
+            each.record for each in entries if not gone or (name, each.record.offset) not in gone
+        ]
+        self.conduct.fetched(name, entries[-1].record.offset + 1)
+        size = sum(len(record.value or b"") + _RECORD_BYTES for record in found)
+        self._largest_fetch_bytes = max(self._largest_fetch_bytes, size)
+        return found
+
+    def fail_to_read(self) -> None:
+        if self._assigned and self._positions:
+            self.feed(ReadFailed(self.random.choice(list(self._positions)), "gone"))
+
+    # -- facts in, commands out ---------------------------------------------------------------
+
+    def feed(self, fact: Fact) -> None:
+        self._fact(fact)
+        if self._revoking and self.pipeline.drained:
+            self._revoke()
+        elif self.leaving and self.pipeline.drained:
+            self._leave()
+
+    def _fact(self, fact: Fact) -> None:
+        self.world.note(self, fact)
+        for command in self.pipeline.handle(fact, self.world.now):
+            self.world.note(self, command)
+            self._carry_out(command)
+        self._watch()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        wake_at = self.pipeline.wake_at()
+        if wake_at == self._tick_at:
+            return
+        self._tick_at = wake_at
+        if wake_at is not None:
+            self.world.later(
+                max(0.0, wake_at - self.world.now), lambda: self._reach(lambda: self._tick(wake_at))
+            )
+
+    def _tick(self, due: float) -> None:
+        if due != self._tick_at:
+            return
+        self._tick_at = None
+        self.feed(Tick())
+        wake_at = self.pipeline.wake_at()
+        promise(
+            wake_at is None or wake_at > self.world.now or not self.alive,
+            "liveness: a busy loop: the next tick is due at once",
+        )
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case SendBatch(batch, attempt):
+                self.conduct.sent(batch, attempt, self.world.now)
+                self._send(batch, attempt)
+            case WriteDeadLetters(batch):
+                self.conduct.letters_begun(batch)
+                self._write_letters(batch)
+            case WriteReceipt(batch, outcome, attempts):
+                self.conduct.receipt_begun(batch, outcome, attempts)
+                self._write_receipt(batch)
+            case CommitOffsets(offsets):
+                self.conduct.commit_begun(offsets)
+                self._commit(offsets)
+            case PausePartitions(names):
+                self.conduct.partitions_paused(names)
+            case ResumePartitions(names):
+                self.conduct.partitions_resumed(names)
+            case HaltPartition(name, reason):
+                self.conduct.partition_halted(name, reason)
+                self.halts[name] = reason
+                self.world.oracle.halted(name, reason)
+            case _:
+                assert_never(command)
+
+    def _watch(self) -> None:
+        """What must hold between any two facts."""
+        pipeline = self.pipeline
+        promise(
+            pipeline.in_flight == self.conduct.requests_under_way, "bounds: requests are miscounted"
+        )
+        states = pipeline.partitions.values()
+        promise(
+            pipeline.buffered_bytes == sum(state.buffered_bytes for state in states),
+            "bounds: bytes are miscounted",
+        )
+        most = 2 * self.plan.limits.buffer_bytes_max
+        most += len(self.world.logs) * (self._largest_fetch_bytes + self._frozen_bytes)
+        promise(0 <= pipeline.buffered_bytes <= most, "bounds: more in memory than allowed")
+
+    # -- what commands begin ------------------------------------------------------------------
+
+    def _report(
+        self, seconds: float, report: Callable[[], None], term: int, *, stale: Fact | None
+    ) -> None:
+        """Report the end of something, unless the assignment has ended: then perhaps late."""
+
+        def reach() -> None:
+            if term == self._term:
+                report()
+            elif stale is not None and self.random.random() < 0.2:
+                self.feed(stale)
+
+        self._after(seconds, reach)
+
+    def may_send(self) -> bool:
+        """The rule for a worker that was stopped: it may not know that others own its share."""
+        return self.is_member
+
+    def key_of(self, batch: Batch, attempt: int) -> str:  # noqa: ARG002 -- as said
+        """The key in the header, which is not to depend on the attempt."""
+        return batch.idempotency_key
+
+    def _send(self, batch: Batch, attempt: int) -> None:
+        latency = self.latency
+        end = self._attempt_end(batch)
+        if not self.may_send():
+            end(latency(), Deferred("not in touch with the group"))
+            return
+        fate = self.world.endpoint.fate()
+        if fate == "unreachable":
+            end(latency(), judge(NothingSent("refused"), items_count=1, now=_NOW))
+            return
+        key = self.key_of(batch, attempt)
+        self.world.oracle.sent(
+            batch,
+            key,
+            owned=self.world.group.owns(self, self._generation, batch.partition),
+            inherited=self.conduct.inherited(batch),
+            generation=self._generation,
+        )
+        there = latency() + self.world.delay()
+        back = latency()
+
+        def arrive() -> None:
+            answer = self.world.endpoint.arrive(batch, key, fate)
+            waited = there + (
+                self.random.random() * REQUEST_TIMEOUT_SECONDS
+                if isinstance(answer, AnswerLost) and not self.world.kind
+                else back
+            )
+            if waited < REQUEST_TIMEOUT_SECONDS:
+                outcome = judge(answer, items_count=batch.items_count, now=_NOW)
+                end(waited - there, outcome)
+
+        self.world.later(there, arrive)
+        timeout = judge(AnswerLost("timeout"), items_count=batch.items_count, now=_NOW)
+        end(REQUEST_TIMEOUT_SECONDS, timeout)
+
+    def _attempt_end(self, batch: Batch) -> Callable[[float, Outcome], None]:
+        """What reports the end of this attempt, and passes over any second end of it."""
+        attempts, term = self.conduct.attempts(batch), self._term
+
+        def end(seconds: float, outcome: Outcome) -> None:
+            def report() -> None:
+                if not self.conduct.is_under_way(batch, attempts):
+                    return
+                if isinstance(outcome, Throttled | Blocked | Refused):
+                    self.world.oracle.denied(batch)
+                self.conduct.answered(batch, outcome, self.world.now)
+                self.feed(AttemptEnded(batch, outcome, self.random.random()))
+
+            self._report(seconds, report, term, stale=AttemptEnded(batch, outcome, 0.5))
+
+        return end
+
+    def _write_letters(self, batch: Batch) -> None:
+        appended, told = self.world.write_fate()
+        if appended:
+            self.world.later(self.latency(), lambda: self.world.oracle.letters_appended(batch))
+
+        def report() -> None:
+            self.conduct.letters_ended(batch, written=told)
+            self.feed(fact)
+
+        fact: Fact = DeadLettersWritten(batch) if told else DeadLettersNotWritten(batch, 0.5)
+        self._report(0.04 + self.latency(), report, self._term, stale=fact)
+
+    def _write_receipt(self, batch: Batch) -> None:
+        appended, told = self.world.write_fate()
+        offsets: list[int] = []
+        if appended:
+            self.world.later(
+                self.latency(), lambda: offsets.append(self.world.append_receipt(batch))
+            )
+
+        def report() -> None:
+            self.conduct.receipt_ended(batch, written=told)
+            if told:
+                self.feed(ReceiptWritten(batch, offsets[0]))
+            else:
+                self.feed(ReceiptNotWritten(batch, self.random.random()))
+
+        self._report(0.04 + self.latency(), report, self._term, stale=ReceiptNotWritten(batch, 0.5))
+
+    def _commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
+        arrives, told = self.world.commit_fate()
+        generation = self._generation
+        stored: list[bool] = []
+
+        def arrive() -> None:
+            stored.append(self.world.store(self, generation, offsets))
+
+        if arrives:
+            self.world.later(self.latency(), arrive)
+
+        def report() -> None:
+            known = told and stored == [True]
+            self.conduct.commit_ended(known=known)
+            self.feed(OffsetsCommitted() if known else CommitFailed(self.random.random()))
+
+        seconds = 0.04 + self.latency() if told else 0.04 + self.random.random() * 2
+        self._report(seconds, report, self._term, stale=None)

@@ -1,0 +1,271 @@
+"""Logs, a group, topics and an endpoint made of lists, and workers among them, from one seed.
+
+Time is a heap of what will happen. For a while the world is unkind; then everything succeeds, and
+within a bounded time all that was ever logged must be settled and committed.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from itertools import count
+from random import Random
+
+from ingester.core.batch import Batch
+from ingester.core.intent import decode
+from ingester.core.messages import Commit
+from ingester.core.record import TopicPartition
+from tests.simulation.endpoint import Endpoint
+from tests.simulation.group import Group
+from tests.simulation.oracle import Oracle, promise, range_of
+from tests.simulation.plan import DELAY_SECONDS_MAX, Plan, make_plan
+from tests.simulation.process import Process
+from tests.simulation.trace import Step
+from tests.support.records import make_logs
+
+KIND_SECONDS_MAX = 300.0
+_STEPS_MAX = 200_000
+_WALL_SECONDS = 1_750_000_000.0
+
+
+class World:
+    """One run; `live` returns when all is settled, or raises what the oracle says."""
+
+    def __init__(self, seed: int, process: type[Process] = Process) -> None:
+        self.random = random = Random(seed)
+        self.plan: Plan = make_plan(random)
+        self.logs = make_logs(
+            random, self.plan.partitions, self.plan.records, self.plan.limits.batch
+        )
+        self.now = 1000.0
+        self.kind = False
+        self.trace: list[tuple[float, int, Step]] = []
+        self.vanished: set[tuple[TopicPartition, int]] = set()
+        self.receipts: dict[TopicPartition, list[tuple[int, int]]] = {
+            each: [] for each in self.logs
+        }
+        self.oracle = Oracle(self.logs, self.plan)
+        self._process = process
+        self._offsets = {
+            name: [each.record.offset for each in log] for name, log in self.logs.items()
+        }
+        self._produced = {
+            name: sorted(random.random() * self.plan.produce_seconds for _ in log)
+            for name, log in self.logs.items()
+        }
+        self._agenda: list[tuple[float, int, Callable[[], object]]] = []
+        self._sequence = count()
+        self._started = self.now
+        self._topics_away = False
+        self._processes_count = 0
+        self.group = Group(random, list(self.logs), lambda: self.now, self.later)
+        self.endpoint = Endpoint(random, self.plan, self.oracle, lambda: self.now, self.later)
+        self.processes: list[Process] = []
+        for _ in range(self.plan.workers):
+            self.later(random.random() * 3, self._start)
+        self._plan_incidents()
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def later(self, seconds: float, action: Callable[[], object]) -> None:
+        heapq.heappush(self._agenda, (self.now + seconds, next(self._sequence), action))
+
+    def live(self) -> None:
+        """Be unkind for as long as the plan says, then kind until all is settled.
+
+        First by those who saw the unkind times, halted partitions excepted; then by new ones, for
+        whom only what an operator has to judge is a reason to halt.
+        """
+        self._until(self._started + self.plan.unkind_seconds, lambda: False)
+        self._become_kind()
+        self._until(self.now + KIND_SECONDS_MAX, self._settled)
+        self.oracle.finished(self._halts(), judged=False)
+        self._replace_everybody()
+        self._until(self.now + KIND_SECONDS_MAX, self._settled)
+        self.oracle.finished(self._halts(), judged=True)
+
+    def _halts(self) -> dict[TopicPartition, str]:
+        return {
+            name: reason for process in self._staying() for name, reason in process.halts.items()
+        }
+
+    def _until(self, end: float, over: Callable[[], bool]) -> None:
+        check_at = self.now
+        for _ in range(_STEPS_MAX):
+            at, _, action = self._agenda[0]
+            if at > end:
+                self.now = end
+                return
+            heapq.heappop(self._agenda)
+            self.now = at
+            action()
+            if at >= check_at:
+                self.group.tick()
+                if over():
+                    return
+                check_at = at + 1.0
+        promise(False, "liveness: far too many steps")
+
+    def wall_seconds(self, process: Process) -> float:
+        return _WALL_SECONDS + self.now + process.clock_skew
+
+    def note(self, process: Process, step: Step) -> None:
+        self.trace.append((self.now, process.number, step))
+
+    # -- workers ------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._processes_count += 1
+        process = self._process(self, self._processes_count)
+        jump = self.plan.clock_jump_seconds
+        process.clock_skew = 0.0 if self.kind else self.random.uniform(-jump, jump)
+        self.processes = [each for each in self.processes if each.alive]
+        self.processes.append(process)
+
+    def _plan_incidents(self) -> None:
+        plan = self.plan
+        incidents: list[tuple[int, Callable[[], None]]] = [
+            (plan.crashes, self._crash),
+            (plan.pauses, self._pause),
+            (plan.drains, self._drain),
+            (plan.reads_failing, self._fail_to_read),
+            (plan.vanishing, self._vanish),
+            (plan.outages, self._begin_outage),
+        ]
+        for times, incident in incidents:
+            for _ in range(times):
+                self.later(self.random.random() * plan.unkind_seconds, self._unless_kind(incident))
+
+    def _unless_kind(self, incident: Callable[[], None]) -> Callable[[], None]:
+        return lambda: None if self.kind else incident()
+
+    def _staying(self) -> list[Process]:
+        return [each for each in self.processes if each.alive and not each.leaving]
+
+    def _anyone(self) -> Process | None:
+        living = [each for each in self.processes if each.alive]
+        return self.random.choice(living) if living else None
+
+    def _crash(self) -> None:
+        process = self._anyone()
+        if process is not None:
+            self.oracle.rough_ends += 1
+            process.die()
+            self.later(self.random.choice([0.1, 2.0, 12.0]), self._start)
+
+    def _pause(self) -> None:
+        process = self._anyone()
+        if process is not None:
+            self.oracle.rough_ends += 1
+            process.pause()
+            self.later(self.random.choice([1.0, 8.0, 11.0, 15.0, 40.0]), process.wake)
+
+    def _drain(self) -> None:
+        process = self._anyone()
+        if process is not None:
+            process.drain()
+            self.later(self.random.choice([0.1, 2.0, 12.0]), self._start)
+
+    def _fail_to_read(self) -> None:
+        process = self._anyone()
+        if process is not None:
+            process.fail_to_read()
+
+    def _vanish(self) -> None:
+        """The log loses the first or the last record of something that was intended."""
+        for name in self.logs:
+            start = self.committed(name)
+            ledger = self._ledger(name)
+            if ledger:
+                first, next_offset = self.random.choice(ledger)
+                offset = self.random.choice([first, next_offset - 1])
+                assert start.next_offset <= first
+                self.vanished.add((name, offset))
+                self.oracle.vanished(name, offset)
+
+    def _begin_outage(self) -> None:
+        kinds = ["unreachable", "request_lost", "failed_before", "failed_after", "answer_lost"]
+        kinds += ["throttled", "blocked", "topics"]
+        kind = self.random.choice(kinds)
+        if kind == "topics":
+            self._topics_away = True
+        else:
+            self.endpoint.phase = kind
+        self.later(self.random.random() * self.plan.outage_seconds_max, self._end_outage)
+
+    def _end_outage(self) -> None:
+        self._topics_away = False
+        self.endpoint.phase = None
+
+    def _become_kind(self) -> None:
+        self.kind = self.endpoint.kind = True
+        self._end_outage()
+        for process in self.processes:
+            process.wake()
+
+    def _replace_everybody(self) -> None:
+        for process in self._staying():
+            self.oracle.rough_ends += 1
+            process.die()
+        for _ in range(self.plan.workers):
+            self.later(self.random.random() * 3, self._start)
+
+    def _settled(self) -> bool:
+        """Whether nothing more will happen: the halts are judged at the end."""
+        halted = self._halts()
+        return bool(self._staying()) and all(
+            name in halted or self.committed(name).next_offset == offsets[-1] + 1
+            for name, offsets in self._offsets.items()
+        )
+
+    # -- brokers ------------------------------------------------------------------------------
+
+    def committed(self, name: TopicPartition) -> Commit:
+        return self.group.stored.get(name, Commit(self._offsets[name][0], ""))
+
+    def _ledger(self, name: TopicPartition) -> list[tuple[int, int]]:
+        commit = self.committed(name)
+        ledger = decode(commit.next_offset, commit.metadata)
+        return [(each.first_offset, each.next_offset) for each in ledger.intents] if ledger else []
+
+    def index_of(self, name: TopicPartition, offset: int) -> int:
+        return bisect_left(self._offsets[name], offset)
+
+    def log_end(self, name: TopicPartition) -> int:
+        """How many records there are by now."""
+        return bisect_left(self._produced[name], self.now - self._started)
+
+    def store(
+        self, process: Process, generation: int, offsets: Mapping[TopicPartition, Commit]
+    ) -> bool:
+        if not self.group.commit(process, generation, offsets):
+            return False
+        self.oracle.stored(generation, offsets)
+        return True
+
+    def append_receipt(self, batch: Batch) -> int:
+        receipts = self.receipts[batch.partition]
+        receipts.append(range_of(batch))
+        self.oracle.receipt_appended(batch, len(receipts) - 1)
+        return len(receipts) - 1
+
+    # -- fates --------------------------------------------------------------------------------
+
+    def delay(self) -> float:
+        """How much longer than usual a request is on its way."""
+        if self.kind or self.random.random() >= self.plan.requests_delayed:
+            return 0.0
+        return self.random.random() * DELAY_SECONDS_MAX
+
+    def write_fate(self) -> tuple[bool, bool]:
+        """Whether a write is appended, and whether the writer is told so."""
+        return self._fate(1.0 if self._topics_away else self.plan.writes_failing)
+
+    def commit_fate(self) -> tuple[bool, bool]:
+        return self._fate(self.plan.commits_failing)
+
+    def _fate(self, failing: float) -> tuple[bool, bool]:
+        if self.kind or self.random.random() >= failing:
+            return True, True
+        return self.random.random() < 0.5, False
