@@ -21,7 +21,7 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 from aiokafka.structs import OffsetAndMetadata
 
 from ingester.core.batch import DeadLetter
-from ingester.core.messages import Commit, PositionLost, Start
+from ingester.core.messages import Commit, ReadFailed, Start
 from ingester.core.record import Record, TopicPartition
 from ingester.errors import ConfigurationError, IngesterError, RefusedError, UnavailableError
 from ingester.kafka_admin import client_options
@@ -35,6 +35,7 @@ _PRODUCER_LINGER_SECONDS: Final = 0.005
 _CLOSE_SECONDS_MAX: Final = 3.0  # for saying goodbye to brokers that may be gone
 _RECORD_BYTES_MAX: Final = 16 * 1024 * 1024  # as the dead-letter topic's own limit
 
+_UNREADABLE: Final = (UnicodeDecodeError, kafka_errors.CorruptRecordException)
 _REFUSALS: Final = (
     kafka_errors.TopicAuthorizationFailedError,
     kafka_errors.GroupAuthorizationFailedError,
@@ -63,7 +64,15 @@ class Fetched:
     """What one poll brought; both may be empty."""
 
     records: Mapping[TopicPartition, Sequence[Record]]
-    lost: Sequence[PositionLost] = ()
+    failed: Sequence[ReadFailed] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CommitProblem:
+    """Why a commit failed; `fenced` when the group goes on without this member."""
+
+    reason: str
+    fenced: bool = False
 
 
 class UsageConsumer:
@@ -95,6 +104,10 @@ class UsageConsumer:
         self._topics = settings.topics
         self._listener = listener
         self._session_timeout_seconds = settings.session_timeout_seconds
+        self._membership: tuple[int, str] | None = None
+        # Generation and member id of the assignment: written by it, compared by each commit.
+        self._next_offsets: dict[TopicPartition, int] = {}
+        # What the worker has of each partition: set by the assignment, moved on by each poll.
         self._contact = 0.0
         # When the last request was sent that the coordinator answered: written by heartbeats,
         # commits and assignments, read before each attempt.
@@ -106,14 +119,19 @@ class UsageConsumer:
         except kafka_errors.KafkaError as error:
             await self._consumer.stop()
             raise translate(error, "Kafka") from error
-        self._note_heartbeats()
+        self._watch_membership()
         listener = _Listener(self._listener, self._begin_at)
         self._consumer.subscribe(self._topics, listener=listener)
 
-    def _note_heartbeats(self) -> None:
-        """aiokafka keeps the time of the last good heartbeat in a local variable."""
-        coordinator: Any = self._consumer._coordinator  # noqa: SLF001 -- as said
-        heartbeat = coordinator._do_heartbeat  # noqa: SLF001 -- as said
+    def _watch_membership(self) -> None:
+        """See to it that commits are fenced, and note each time the coordinator knew this member.
+
+        aiokafka keeps the time of the last good heartbeat in a local variable. And once the
+        coordinator does not know the member any more, it commits without a generation, which a
+        broker accepts from anybody as long as the group is empty: offsets could go back.
+        """
+        coordinator = self._coordinator
+        heartbeat, commit = coordinator._do_heartbeat, coordinator._do_commit_offsets  # noqa: SLF001
 
         async def noted() -> bool:
             sent = time.monotonic()
@@ -122,7 +140,17 @@ class UsageConsumer:
                 self._contact = sent
             return success
 
+        async def fenced(assignment: object, offsets: object) -> None:
+            if self._membership != (coordinator.generation, coordinator.member_id):
+                raise kafka_errors.CommitFailedError("the group goes on without this member")
+            await commit(assignment, offsets)
+
         coordinator._do_heartbeat = noted  # noqa: SLF001 -- as said
+        coordinator._do_commit_offsets = fenced  # noqa: SLF001 -- as said
+
+    @property
+    def _coordinator(self) -> Any:
+        return self._consumer._coordinator  # noqa: SLF001 -- there is no other way to its generation
 
     @property
     def is_member(self) -> bool:
@@ -139,16 +167,45 @@ class UsageConsumer:
         except kafka_errors.NoOffsetForPartitionError:
             return Fetched({})  # asked before it was looked up where to begin
         except kafka_errors.OffsetOutOfRangeError as error:
-            offsets: Mapping[TopicPartition, int] = error.args[0]
-            lost = [PositionLost(TopicPartition(*name), offsets[name]) for name in offsets]
-            return Fetched({}, lost)
+            return Fetched({}, [_position_lost(*each) for each in error.args[0].items()])
+        except _UNREADABLE:
+            return await self._poll_one_by_one()
         except kafka_errors.KafkaError as error:
             raise translate(error, "Kafka") from error
         # Its partitions are tuples equal to ours, its records have what `Record` asks for.
-        return Fetched(cast("Mapping[TopicPartition, Sequence[Record]]", records))
+        return self._handed_over(cast("Mapping[TopicPartition, Sequence[Record]]", records))
 
-    async def commit(self, offsets: Mapping[TopicPartition, Commit]) -> str | None:
-        """Commit; return None, or why it failed. Fenced by the group's generation."""
+    async def _poll_one_by_one(self) -> Fetched:
+        """Find the partitions whose next records the client cannot read, and read the others.
+
+        A broker takes header names that are no UTF-8; the client does not, and what it had read of
+        other partitions in the same call is gone: each goes back to what was handed over.
+        """
+        records: dict[TopicPartition, Sequence[Record]] = {}
+        failed: list[ReadFailed] = []
+        for name, next_offset in self._next_offsets.items():
+            self._consumer.seek(aiokafka.TopicPartition(*name), next_offset)
+        for name, next_offset in self._next_offsets.items():
+            try:
+                fetched = await self._consumer.getmany(
+                    aiokafka.TopicPartition(*name), timeout_ms=int(_POLL_SECONDS * 1000)
+                )
+            except _UNREADABLE as error:
+                reason = f"a record at or after offset {next_offset} cannot be read: {error}"
+                failed.append(ReadFailed(name, reason))
+            else:
+                records |= cast("Mapping[TopicPartition, Sequence[Record]]", fetched)
+        return self._handed_over(records, failed)
+
+    def _handed_over(
+        self, records: Mapping[TopicPartition, Sequence[Record]], failed: Sequence[ReadFailed] = ()
+    ) -> Fetched:
+        for name, fetched in records.items():
+            self._next_offsets[TopicPartition(*name)] = fetched[-1].offset + 1
+        return Fetched(records, failed)
+
+    async def commit(self, offsets: Mapping[TopicPartition, Commit]) -> CommitProblem | None:
+        """Commit; return None, or why it failed. Fenced by the generation of the assignment."""
         request = {
             aiokafka.TopicPartition(*name): OffsetAndMetadata(commit.next_offset, commit.metadata)
             for name, commit in offsets.items()
@@ -158,9 +215,11 @@ class UsageConsumer:
             async with asyncio.timeout(self._session_timeout_seconds):
                 await self._consumer.commit(request)
         except TimeoutError:
-            return f"no answer within {self._session_timeout_seconds:g} s"
+            return CommitProblem(f"no answer within {self._session_timeout_seconds:g} s")
+        except kafka_errors.CommitFailedError as error:
+            return CommitProblem(_sentence(error), fenced=True)
         except (kafka_errors.KafkaError, kafka_errors.IllegalStateError) as error:
-            return _sentence(error)
+            return CommitProblem(_sentence(error))
         self._contact = max(self._contact, sent)
         return None
 
@@ -186,6 +245,8 @@ class UsageConsumer:
 
     def _begin_at(self, starts: Mapping[TopicPartition, Start], joined: float) -> None:
         self._contact = max(self._contact, joined)
+        self._membership = (self._coordinator.generation, self._coordinator.member_id)
+        self._next_offsets = {name: start.offset for name, start in starts.items()}
         for name, start in starts.items():
             self._consumer.seek(aiokafka.TopicPartition(*name), start.offset)
 
@@ -193,6 +254,15 @@ class UsageConsumer:
         # pause and resume of the client insist on its own class of partition.
         mine = set(partitions)
         return [each for each in self._consumer.assignment() if each in mine]
+
+
+def _position_lost(name: tuple[str, int], offset: int) -> ReadFailed:
+    partition = TopicPartition(*name)
+    return ReadFailed(
+        partition,
+        f"the log of {partition} does not hold offset {offset} any more or yet: retention overtook"
+        " the committed offset, or the topic was made anew",
+    )
 
 
 class _Listener(ConsumerRebalanceListener):

@@ -125,7 +125,7 @@ class Worker:
         try:
             await health.start(self._settings.http_listen)
             await self._settle_until_stopped()
-            drained = await self._drain()
+            drained = self._failure is None and await self._drain()
             halted = [
                 str(name) for name, each in self._pipeline.partitions.items() if each.halt_reason
             ]
@@ -223,8 +223,8 @@ class Worker:
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             failures = 0
-            for lost in fetched.lost:
-                self._handle(lost)
+            for failed in fetched.failed:
+                self._handle(failed)
             if fetched.records:
                 for partition, records in fetched.records.items():
                     self._telemetry.records_fetched(partition[0], len(records))
@@ -333,16 +333,17 @@ class Worker:
         outcome = await self._pacspace.write(
             batch.body, idempotency_key=batch.idempotency_key, items_count=batch.items_count
         )
-        self._telemetry.attempt_ended(batch, attempt, outcome, loop.time() - started)
+        seconds = loop.time() - started
         self._handle(AttemptEnded(batch, outcome, _jitter()))
+        self._telemetry.attempt_ended(batch, attempt, outcome, seconds)
         self._telemetry.blocked_now(self._pipeline.blocked)
 
     async def _write_dead_letters(self, batch: Batch) -> None:
         topic = self._settings.dead_letter_topic_for(batch.partition.topic)
         reason = await self._writer.write_dead_letters(topic, batch.dead_letters)
         if reason is None:
-            self._telemetry.dead_letters_written(batch, topic)
             self._handle(DeadLettersWritten(batch))
+            self._telemetry.dead_letters_written(batch, topic)
         else:
             self._telemetry.dead_letters_retried(batch, topic, reason)
             self._handle(DeadLettersNotWritten(batch, _jitter()))
@@ -356,13 +357,13 @@ class Worker:
             self._handle(ReceiptNotWritten(receipt.batch, _jitter()))
 
     async def _commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
-        reason = await self._consumer.commit(offsets)
-        if reason is None:
-            self._telemetry.offsets_committed(offsets)
+        problem = await self._consumer.commit(offsets)
+        if problem is None:
             self._handle(OffsetsCommitted())
+            self._telemetry.offsets_committed(offsets)
         else:
-            self._telemetry.commit_failed(reason)
-            self._handle(CommitFailed(_jitter()))
+            self._handle(CommitFailed(_jitter(), problem.fenced))
+            self._telemetry.commit_failed(problem.reason)
 
     def _set_timer(self, now: float) -> None:
         wake_at = self._pipeline.wake_at()

@@ -6,6 +6,7 @@ sent again under the same key; what certainly was not is deferred. Nothing is gi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import Literal
 import msgspec
 
 _QUOTED_MAX = 300  # characters of a foreign body in a sentence of ours
+_SECONDS = re.compile(r"\+?[0-9]+(\.[0-9]*)?", re.ASCII)
 RETRY_AFTER_SECONDS_MAX = 24 * 3600.0
 """Longest wait an endpoint may ask for; a longer one is asked again after this."""
 
@@ -214,7 +216,7 @@ def _judge_success(answer: Response, items_count: int, now: datetime) -> Outcome
 
     document = _decode(answer.body)
     data = document.get("data") if isinstance(document, dict) else None
-    if not isinstance(data, dict):
+    if not isinstance(data, dict) or not isinstance(document, dict) or _denies(document):
         sentence = read_envelope(answer.body).sentence(answer.body)
         return in_doubt(f" without an acknowledgement: {sentence}")
     # Both spellings are in the field: `batchId` in older answers, `requestId` in newer ones.
@@ -229,6 +231,17 @@ def _judge_success(answer: Response, items_count: int, now: datetime) -> Outcome
     return Acknowledged(batch_id, answer.status)
 
 
+def _denies(document: Mapping[str, object]) -> bool:
+    """Whether the body says beside its data that it is no success, or not yet."""
+    status = document.get("statusCode", 202)
+    return (
+        type(status) is not int
+        or not 200 <= status < 300
+        or document.get("success", True) is not True
+        or any(document.get(name) is not None for name in ("error", "code"))
+    )
+
+
 def _decode(body: bytes) -> object:
     try:
         return msgspec.json.decode(body)
@@ -241,8 +254,10 @@ def _retry_after_seconds(answer: Response, details: Envelope, now: datetime) -> 
     if details.retry_after_seconds is not None:
         return details.retry_after_seconds
     header = answer.headers.get("retry-after", "").strip()
-    if header.isascii() and header.isdigit():
-        return min(float(header), RETRY_AFTER_SECONDS_MAX)
+    # The header may come twice, joined by a comma; what comes with a date has letters.
+    numbers = [part.strip() for part in header.split(",")]
+    if all(_SECONDS.fullmatch(number) for number in numbers):
+        return min(max(map(float, numbers)), RETRY_AFTER_SECONDS_MAX)
     try:
         date = parsedate_to_datetime(header)
     except (ValueError, OverflowError):

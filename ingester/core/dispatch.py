@@ -1,14 +1,16 @@
 """Decides which batch is sent when: turns between partitions, attempts, backoff, holds.
 
-At most `requests_in_flight_max` batches are under way, those waiting for another attempt included,
-so an endpoint that is down sees that many requests per backoff and no more. A hold (429, or a sink
-that refuses everything) stops all of them; after it one request goes alone until one succeeds.
+At most `requests_in_flight_max` requests are open. While nothing succeeds, batches that wait for
+another attempt count as open, so an endpoint that is down sees that many requests per backoff and
+no more; while others succeed they do not, and a partition whose batches keep failing starts no new
+ones. A hold (429, or a sink that refuses everything) stops all of them; after it one request goes
+alone until one succeeds.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -27,6 +29,8 @@ from ingester.core.messages import AttemptEnded, Limits
 from ingester.core.offsets import Span
 from ingester.core.record import TopicPartition
 
+_FAILING_SHARE = 4  # a partition may have this part of all requests failing before it is parked
+_RETRY_AFTER_SPREAD = 0.05  # of the backoff, added to Retry-After: workers do not return at once
 _PROBE_ATTEMPTS = 4  # where the backoff of a hold begins: about 16 times the minimum
 
 
@@ -37,6 +41,8 @@ class Delivery:
     batch: Batch
     span: Span
     attempts: int = 0
+    failing: bool = False
+    """From its first failed attempt until it is acknowledged or given up."""
     not_before: float = 0.0
     """When the endpoint wants it again at the earliest; written by each failed attempt."""
     in_doubt_since: float | None = None
@@ -69,7 +75,12 @@ class Dispatcher:
         self._limits = limits
         self._ready_count = 0
         self._ready: OrderedDict[TopicPartition, deque[Delivery]] = OrderedDict()
-        # Filled by `add` and by holds; the first partition has the next turn. No deque is empty.
+        # Filled by `add`; the first partition has the next turn. No deque is empty.
+        self._parked: dict[TopicPartition, deque[Delivery]] = {}
+        # The same, of partitions with too many failing batches; they have no turns until one ends.
+        self._failing: Counter[TopicPartition] = Counter()
+        # How many batches of a partition have failed and are not acknowledged.
+        self._failing_max = max(2, limits.requests_in_flight_max // _FAILING_SHARE)
         self._retries: deque[Delivery] = deque()
         # Tried before and due again: they go ahead of all that is ready.
         self._waiting: list[tuple[float, int, Delivery]] = []
@@ -100,8 +111,12 @@ class Dispatcher:
 
     def add(self, delivery: Delivery) -> None:
         """Queue a batch behind those of its partition."""
-        self._ready_count += 1
-        self._ready.setdefault(delivery.batch.partition, deque()).append(delivery)
+        name = delivery.batch.partition
+        if self._failing[name] >= self._failing_max:
+            self._parked.setdefault(name, deque()).append(delivery)
+        else:
+            self._ready_count += 1
+            self._ready.setdefault(name, deque()).append(delivery)
 
     def start(self, now: float) -> Iterator[Delivery]:
         """Take every delivery that may start now; each is in flight and one attempt older."""
@@ -120,6 +135,7 @@ class Dispatcher:
         backoff = self._limits.backoff_seconds(delivery.attempts, fact.jitter)
         match outcome:
             case Acknowledged():
+                self._recovered(delivery)
                 self._succeeded(now)
             case Deferred():
                 self._failed(delivery, now + backoff, not_before=now)
@@ -135,7 +151,7 @@ class Dispatcher:
                 self._hold(outcome, fact.jitter, now)
                 self._retries.append(delivery)
             case Refused():
-                pass  # the pipeline halts the partition
+                self._recovered(delivery)  # the pipeline halts the partition
             case _:
                 assert_never(outcome)
 
@@ -149,15 +165,20 @@ class Dispatcher:
         names = list(self._ready) if partition is None else [partition]
         forgotten = [delivery for name in names for delivery in self._ready.pop(name, ())]
         self._ready_count -= len(forgotten)
+        parked = list(self._parked) if partition is None else [partition]
+        forgotten += [delivery for name in parked for delivery in self._parked.pop(name, ())]
         forgotten += [delivery for delivery in self._retries if goes(delivery)]
         forgotten += [delivery for _, _, delivery in self._waiting if goes(delivery)]
         self._retries = deque(delivery for delivery in self._retries if not goes(delivery))
         self._waiting = [entry for entry in self._waiting if not goes(entry[2])]
         heapq.heapify(self._waiting)
+        for delivery in forgotten:
+            self._recovered(delivery)
         return forgotten
 
     def forget(self, delivery: Delivery) -> None:
         """Drop a delivery that was just started, or waits for another attempt."""
+        self._recovered(delivery)
         self._in_flight.discard(delivery)
         self._waiting = [entry for entry in self._waiting if entry[2] is not delivery]
         heapq.heapify(self._waiting)
@@ -166,14 +187,17 @@ class Dispatcher:
         """Drop everything; answers that are still to come belong to nobody."""
         self._ready_count = 0
         self._ready.clear()
+        self._parked.clear()
+        self._failing.clear()
         self._retries.clear()
         self._waiting.clear()
         self._in_flight.clear()
 
     def _slots(self) -> int:
         """Requests that may start; one at a time while nothing has succeeded since a hold."""
-        under_way = len(self._in_flight) + len(self._waiting)
-        slots = max(0, self._limits.requests_in_flight_max - under_way)
+        slots = self._limits.requests_in_flight_max - len(self._in_flight)
+        if self._failures_in_row >= max(2, self._limits.requests_in_flight_max):
+            slots = max(0, slots - len(self._waiting))
         if self._holds:
             return 0 if self._in_flight else min(1, slots)
         return slots
@@ -189,7 +213,25 @@ class Dispatcher:
     def _failed(self, delivery: Delivery, due: float, not_before: float) -> None:
         self._failures_in_row += 1
         delivery.not_before = not_before
+        if not delivery.failing:
+            name = delivery.batch.partition
+            delivery.failing = True
+            self._failing[name] += 1
+            if self._failing[name] >= self._failing_max and name in self._ready:
+                self._parked[name] = self._ready.pop(name)
+                self._ready_count -= len(self._parked[name])
         heapq.heappush(self._waiting, (due, next(self._sequence), delivery))
+
+    def _recovered(self, delivery: Delivery) -> None:
+        """Take a batch out of the count of those that fail; its partition may have turns again."""
+        if not delivery.failing:
+            return
+        name = delivery.batch.partition
+        delivery.failing = False
+        self._failing[name] -= 1
+        if name in self._parked and self._failing[name] < self._failing_max:
+            self._ready[name] = self._parked.pop(name)
+            self._ready_count += len(self._ready[name])
 
     def _succeeded(self, now: float) -> None:
         """After an outage try at once what was put off; a batch failing alone stays backed off."""
@@ -212,7 +254,3 @@ class Dispatcher:
         if not isinstance(outcome, Blocked) and outcome.retry_after_seconds:  # 0 asks for no wait
             wait = outcome.retry_after_seconds + wait * _RETRY_AFTER_SPREAD
         self._held_until = max(self._held_until, now + wait)
-
-
-_RETRY_AFTER_SPREAD = 0.05
-"""Share of the backoff added to Retry-After, so that workers do not come back all at once."""

@@ -477,7 +477,10 @@ class Process:
         def report() -> None:
             known = told and stored == [True]
             self.conduct.commit_ended(known=known)
-            self.feed(OffsetsCommitted() if known else CommitFailed(self.random.random()))
+            if known:
+                self.feed(OffsetsCommitted())
+            else:
+                self.feed(CommitFailed(self.random.random(), fenced=told))
 
         seconds = 0.04 + self.latency() if told else 0.04 + self.random.random() * 2
         self._report(seconds, report, self._term, stale=None)

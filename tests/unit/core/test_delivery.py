@@ -185,7 +185,6 @@ def test_an_answer_of_somebody_else_asks_for_the_url(status: int) -> None:
         ("Wed, 10 Jun 2015 14:30:00 GMT", 0.0),
         ("Thu, 10 Jun 2055 14:30:00 GMT", RETRY_AFTER_SECONDS_MAX),
         ("-5", None),
-        ("1.5", None),
         ("soon", None),
         ("²", None),
         ("", None),
@@ -306,3 +305,32 @@ def test_the_backoff_doubles_up_to_its_bound(attempts: int, jitter: float, expec
 def test_equal_bounds_are_a_constant_wait() -> None:
     """The bound holds for the first attempt already."""
     assert backoff_seconds(1, jitter=0.9, seconds_min=5, seconds_max=5) == 5
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"statusCode": 500},
+        {"statusCode": "202"},
+        {"success": False},
+        {"error": {"code": "IDEMPOTENCY_PENDING"}},
+        {"code": "IDEMPOTENCY_PENDING"},
+        {"error": "Service Unavailable"},
+    ],
+)
+def test_a_body_that_contradicts_itself_acknowledges_nothing(beside: dict[str, object]) -> None:
+    """A batch id beside an error, or beside another status, leaves the batch in doubt."""
+    body = json.dumps({**beside, "data": {"batchId": "batch_1", "itemCount": 3}}).encode()
+
+    assert isinstance(judge(Response(202, {}, body), items_count=3, now=NOW), InDoubt)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7, 7", 7.0), ("7, 9", 9.0), ("7.5", 7.5), ("+7", 7.0), ("7.", 7.0)]
+)
+def test_retry_after_in_odd_spellings(header: str, seconds: float) -> None:
+    """What some proxies make of the header is still a wait, the longest of several."""
+    outcome = judge(Response(429, {"retry-after": header}, b""), items_count=1, now=NOW)
+
+    assert isinstance(outcome, Throttled)
+    assert outcome.retry_after_seconds == seconds

@@ -160,15 +160,18 @@ def test_a_success_after_an_outage_ends_the_backoffs() -> None:
 def test_a_batch_that_fails_alone_stays_backed_off() -> None:
     """The successes of others say nothing about it."""
     dispatching = dispatcher(2)
-    bad, *good = add(dispatching, 4)
+    (bad,) = add(dispatching, 1)
     now = 0.0
-    started(dispatching, now)
-    for each in good:
+    for _ in range(4):
+        add(dispatching, 2)
+        under_way = started(dispatching, now)
+        assert bad in under_way
         end(dispatching, bad, IN_DOUBT, now, jitter=0.5)
-        end(dispatching, each, ACKNOWLEDGED, now)
-        assert bad not in started(dispatching, now + 0.1)
+        while good := [each for each in under_way if each is not bad]:
+            end_all(dispatching, good, ACKNOWLEDGED, now)
+            under_way = started(dispatching, now + 0.1)
+            assert bad not in under_way
         now += 10.0
-        assert bad in started(dispatching, now)
 
 
 @pytest.mark.parametrize("outcome", [DEFERRED, IN_DOUBT], ids=["deferred", "in doubt"])
@@ -386,3 +389,41 @@ def test_a_pending_batch_keeps_no_other_waiting() -> None:
     (third,) = add(dispatching, 1)
 
     assert started(dispatching, 1.0) == [third]
+
+
+def test_a_partition_that_keeps_failing_stops_no_other() -> None:
+    """Its batches wait without holding slots, it starts no new ones, and it comes back."""
+    dispatching = dispatcher(4)
+    bad = add(dispatching, 6, partition=0)
+    add(dispatching, 40, partition=1)
+    settled = 0
+    for step in range(40):
+        now = step * 0.01
+        for delivery in started(dispatching, now):
+            is_bad = delivery in bad
+            end(dispatching, delivery, IN_DOUBT if is_bad else ACKNOWLEDGED, now, jitter=0.5)
+            settled += not is_bad
+
+    assert settled == 40
+    assert [delivery.attempts > 0 for delivery in bad] == [True, True, False, False, False, False]
+    for _ in bad:
+        now += 100.0
+        for each in started(dispatching, now):
+            end(dispatching, each, ACKNOWLEDGED, now)
+    assert all(delivery.attempts > 0 for delivery in bad)
+
+
+def test_one_request_at_a_time_is_not_lost_to_one_bad_batch() -> None:
+    """Even with a single slot a batch that fails lets those of others pass."""
+    dispatching = dispatcher(1)
+    (bad,) = add(dispatching, 1, partition=0)
+    good = add(dispatching, 3, partition=1)
+    (first,) = started(dispatching, 0.0)
+    assert first is bad
+    end(dispatching, bad, InDoubt("HTTP 500", 500), 0.0, jitter=0.9)
+
+    for each in good:
+        assert started(dispatching, 0.01) == [each]
+        end(dispatching, each, ACKNOWLEDGED, 0.01)
+    assert started(dispatching, 0.01) == []
+    assert started(dispatching, 0.3) == [bad]
