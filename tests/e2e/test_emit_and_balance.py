@@ -254,22 +254,25 @@ async def test_balance_waits_for_the_verification(
     assert "Pending verification: PacSpace has 500" in ended.stdout
 
 
-@pytest.mark.parametrize(
-    ("status", "exit_code"), [(401, 77), (403, 77), (500, 69), (429, 69), (404, 69)]
-)
-def test_balance_without_an_answer(
-    balance: Run, simulator: Simulator, status: int, exit_code: int
-) -> None:
+def test_balance_without_an_answer(balance: Run, simulator: Simulator) -> None:
     """Exit code 77 where the key is refused, and 69 for anything else that is no balance."""
-    effect = {"kind": "answer", "status": status, "envelope": "html" if status == 404 else "e1"}
-    simulator.add_faults({"match": {"method": "GET"}, "effect": effect})
+    for status, envelope, exit_code in (
+        (401, "e1", 77),
+        (403, "e2", 77),
+        (404, "html", 69),
+        (429, "e1", 69),
+        (500, "empty", 69),
+    ):
+        effect = {"kind": "answer", "status": status, "envelope": envelope}
+        simulator.clear_faults()
+        simulator.add_faults({"match": {"method": "GET"}, "effect": effect})
 
-    ended = balance("k", "--expect", "500", "--json")
+        ended = balance("k", "--expect", "500", "--json")
 
-    assert ended.returncode == exit_code
-    assert f"HTTP {status}" in ended.stderr
-    assert ended.stdout == ""
-    assert _says_no_traceback(ended)
+        assert ended.returncode == exit_code
+        assert f"HTTP {status}" in ended.stderr
+        assert ended.stdout == ""
+        assert _says_no_traceback(ended)
 
 
 def test_balance_of_an_endpoint_that_is_gone(balance: Run) -> None:

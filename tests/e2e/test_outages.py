@@ -124,40 +124,43 @@ async def test_no_request_comes_earlier_than_a_429_asks(
     assert len(worker.events("batch.throttled")) == 1
 
 
-@pytest.mark.parametrize("status", [401, 402, 403, 404, 412])
 async def test_an_endpoint_that_refuses_everything_is_probed_with_single_requests(
-    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, wire: Wire, status: int
+    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, wire: Wire
 ) -> None:
     """Nothing is lost or dead-lettered, probes go one at a time, and it recovers by itself."""
-
-    async def refuse(_: Write, __: PassOn) -> web.Response:
-        return web.json_response({"statusCode": status, "message": "not now"}, status=status)
-
-    wire.intercept = refuse
     in_flight_max = 4
     group = group_of(await topic(2), wire=wire)
-    events = usage(2000)
-    await group.produce(events)
     worker = group.start(
         requests_in_flight_max=str(in_flight_max),
         backoff_seconds_min="0.1",
-        backoff_seconds_max="0.4",
+        backoff_seconds_max="0.2",
     )
+    events = []
+    for status in (401, 402, 403, 404, 412):
 
-    async def probed() -> bool:
-        return len(wire.writes) >= in_flight_max + 4
+        async def refuse(_: Write, __: PassOn, status: int = status) -> web.Response:
+            return web.json_response({"statusCode": status, "message": "not now"}, status=status)
 
-    await eventually_async(probed)
-    assert f"HTTP {status}" in worker.status()["blocked"]
-    assert await group.committed() == {}
-    probes = list(wire.writes[in_flight_max - 1 :])
-    for probe, following in pairwise(probes):
-        assert probe.answered_seconds is not None
-        assert following.arrived_seconds >= probe.answered_seconds + 0.1
+        async def probed() -> bool:
+            return len(wire.writes) >= in_flight_max + 4
 
-    wire.intercept = None
-    await group.settled()
-    assert worker.status()["blocked"] is None
+        settled = await group.committed()
+        wire.writes.clear()
+        wire.intercept = refuse
+        more = usage(1000, first=len(events))
+        events += more
+        await group.produce(more)
+        await eventually_async(probed)
+        assert f"HTTP {status}" in worker.status()["blocked"]
+        assert await group.committed() == settled
+        probes = list(wire.writes[in_flight_max - 1 :])
+        for probe, following in pairwise(probes):
+            assert probe.answered_seconds is not None
+            assert following.arrived_seconds >= probe.answered_seconds + 0.1
+
+        wire.intercept = None
+        await group.settled()
+        assert worker.status()["blocked"] is None
     assert simulator.report()["keys"] == totals(events)
     assert await group.dead_letters() == []
 
