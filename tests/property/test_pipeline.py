@@ -30,9 +30,9 @@ CLIMATES = st.builds(
     Climate,
     outcomes=st.fixed_dictionaries(
         {
-            "acknowledged": st.sampled_from([20.0, 5.0, 1.0]),
+            "acknowledged": st.sampled_from([20.0, 5.0, 1.0, 0.3]),
             "deferred": st.sampled_from([0.0, 2.0]),
-            "in_doubt": st.sampled_from([0.0, 2.0]),
+            "in_doubt": st.sampled_from([0.0, 2.0, 5.0]),
             "throttled": st.sampled_from([0.0, 1.0]),
             "blocked": st.sampled_from([0.0, 1.0]),
             "refused": st.sampled_from([0.0, 0.1]),

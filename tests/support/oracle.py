@@ -7,11 +7,21 @@ settled again before it is committed, unless it was committed then.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from ingester.core.batch import Batch
-from ingester.core.delivery import Acknowledged, Blocked, InDoubt, Outcome, Refused, Throttled
+from ingester.core.delivery import (
+    Acknowledged,
+    Blocked,
+    Deferred,
+    InDoubt,
+    Outcome,
+    Refused,
+    Throttled,
+)
 from ingester.core.messages import Limits
 from ingester.core.record import TopicPartition
 from tests.support.records import Logs
@@ -37,6 +47,7 @@ class _Story:
     over: bool = False
     backoff_end: float = 0.0
     retry_after_end: float = 0.0
+    letters_ever: bool = False
     letters_under_way: bool = False
     letters_written: bool = False
 
@@ -56,6 +67,7 @@ class Oracle:
         self._hold_until = 0.0  # a lower bound: the pipeline adds jitter to it
         self._holding = False
         self._committing: Mapping[TopicPartition, int] | None = None
+        self._commit_backoff_end = 0.0
         self.paused: set[TopicPartition] = set()
         self.requests_under_way = 0
 
@@ -83,6 +95,7 @@ class Oracle:
         self._stories.clear()
         self.paused.clear()
         self._committing = None
+        self._commit_backoff_end = 0.0
         self.requests_under_way = 0
 
     def fetched(self, name: TopicPartition, next_offset: int) -> None:
@@ -94,13 +107,12 @@ class Oracle:
     def sent(self, batch: Batch, attempt: int, now: float) -> None:
         """Check one attempt: what is in it, and whether it may be made now."""
         story = self._story(batch)
-        part = self._assigned[batch.partition]
         assert story.attempts + 1 == attempt
         assert not story.under_way, "sent while an attempt has no answer"
         assert not story.over, "sent again after its last answer"
         assert now >= story.retry_after_end, "sent before Retry-After"
         assert now >= story.backoff_end, "sent before the end of its backoff"
-        assert story.in_doubt or not (self._revoking or part.halted), "begun after the end"
+        assert story.in_doubt or not self._given_up(batch), "begun after the end"
         assert batch.items_count > 0, "a request without items"
         assert self._bodies.setdefault(batch.idempotency_key, batch.body) == batch.body
         if self._holding:
@@ -132,17 +144,25 @@ class Oracle:
                 self._hold(now + outcome.retry_after_seconds)
             case Throttled() | Blocked():
                 self._hold(backoff_end)
-            case _:
+            case InDoubt():
+                story.in_doubt = True
                 story.backoff_end = backoff_end
-                if isinstance(outcome, InDoubt):
-                    story.in_doubt = True
-                    story.retry_after_end = now + (outcome.retry_after_seconds or 0.0)
+                story.retry_after_end = now + (outcome.retry_after_seconds or 0.0)
+                if outcome.retry_after_seconds and outcome.status != 202:
+                    self._hold(story.retry_after_end)  # the service asks, not the batch
+            case Deferred():
+                story.backoff_end = backoff_end
+            case _:
+                assert_never(outcome)
 
     def _is_begun(self, batch: Batch, story: _Story) -> bool:
         """Whether the batch has been tried and must be tried again."""
-        given_up = self._revoking or self._assigned[batch.partition].halted
-        goes_on = story.under_way or story.in_doubt or not given_up
+        goes_on = story.under_way or story.in_doubt or not self._given_up(batch)
         return story.attempts > 0 and not story.over and goes_on
+
+    def _given_up(self, batch: Batch) -> bool:
+        """Whether what was not sent, or certainly not applied, is left to the next owner."""
+        return self._revoking or self._assigned[batch.partition].halted
 
     def _hold(self, until: float) -> None:
         self._holding = True
@@ -153,6 +173,10 @@ class Oracle:
     def letters_begun(self, batch: Batch) -> None:
         """Check that these letters are to be written now, and are those of the range."""
         story = self._story(batch)
+        given_up = self._given_up(batch) and batch.items_count and not story.over
+        untried = not (story.under_way or story.in_doubt)
+        assert not story.letters_ever or not (given_up and untried), "written for the next owner"
+        story.letters_ever = True
         assert batch.dead_letters, "a write without dead letters"
         assert not story.letters_under_way, "written while a write has no answer"
         assert not story.letters_written, "written again"
@@ -168,9 +192,10 @@ class Oracle:
 
     # -- commits ------------------------------------------------------------------------------
 
-    def commit_begun(self, offsets: Mapping[TopicPartition, int]) -> None:
+    def commit_begun(self, offsets: Mapping[TopicPartition, int], now: float) -> None:
         """Check that all below each offset is settled, and that no other commit is under way."""
         assert offsets, "an empty commit"
+        assert now >= self._commit_backoff_end, "committed before the end of its backoff"
         assert self._committing is None, "two commits at once"
         self._committing = offsets
         for name, offset in offsets.items():
@@ -186,12 +211,25 @@ class Oracle:
             assert unsettled == [], f"{name}: {offset} is committed past unsettled records"
             assert offset <= part.fetched_next, "committed past what was read"
 
-    def commit_ended(self, *, stored: bool) -> None:
+    def commit_ended(self, now: float, *, failed: bool, stored: bool) -> None:
         """Note what the coordinator has; an answer that was lost may have been a success."""
         assert self._committing is not None
+        if failed:
+            self._commit_backoff_end = now + self._limits.backoff_seconds_min
         if stored:
             self.stored.update(self._committing)
         self._committing = None
+
+    def drained(self) -> None:
+        """Check what a pipeline claims that has nothing left: no doubts, nothing uncommitted."""
+        doubts = [str(name) for name, each in self._stories.items() if each.in_doubt]
+        resolved = [str(name) for name, each in self._stories.items() if each.over]
+        assert set(doubts) <= set(resolved), "something may have been applied, nobody knows"
+        for name, part in self._assigned.items():
+            offsets = (entry.record.offset for entry in self._logs[name])
+            first = next((each for each in offsets if each >= self.stored[name]), -1)
+            batch = part.owners.get(first)
+            assert batch is None or not self._offsets(batch) <= part.settled, f"{batch} is settled"
 
     # -- partitions ---------------------------------------------------------------------------
 
@@ -238,6 +276,7 @@ class Oracle:
         items = [entry.item for entry in entries if entry.item is not None]
         assert batch.body == b'{"items":[' + b",".join(items) + b"]}"
         assert batch.items_count == len(items)
+        assert batch.bits == sum(json.loads(item)["bits"] for item in items)
         letters = [letter.record for letter in batch.dead_letters]
         assert letters == [entry.record for entry in entries if entry.item is None]
         assert len(batch.body) <= self._limits.batch.body_bytes_max
@@ -250,10 +289,13 @@ class Oracle:
             assert owner is batch, "a record is in two batches"
 
     def _settle(self, batch: Batch, *, letters: bool) -> None:
-        settled = self._assigned[batch.partition].settled
-        settled |= {
-            entry.record.offset
-            for entry in self._logs[batch.partition]
-            if batch.first_offset <= entry.record.offset < batch.next_offset
-            and (entry.item is None) == letters
+        items = {
+            entry.record.offset for entry in self._logs[batch.partition] if entry.item is not None
         }
+        offsets = self._offsets(batch)
+        self._assigned[batch.partition].settled |= offsets - items if letters else offsets & items
+
+    def _offsets(self, batch: Batch) -> set[int]:
+        log = self._logs[batch.partition]
+        offsets = (entry.record.offset for entry in log)
+        return {each for each in offsets if batch.first_offset <= each < batch.next_offset}

@@ -140,7 +140,7 @@ class World:
         position = self._positions[name]
         entries = log[position : position + count]
         self._positions[name] = position + len(entries)
-        if entries:
+        if entries and not (self._revoking or self._draining):  # otherwise it is not to be taken
             self.oracle.fetched(name, entries[-1].record.offset + 1)
         found = [entry.record for entry in entries]
         size = sum(len(record.value or b"") + _RECORD_BYTES for record in found)
@@ -184,7 +184,7 @@ class World:
         outcomes: dict[str, Outcome] = {
             "acknowledged": Acknowledged("batch_1", 202),
             "deferred": Deferred("connection refused"),
-            "in_doubt": InDoubt("HTTP 503", 503, wait),
+            "in_doubt": InDoubt("no id, or HTTP 503", self.random.choice([202, 503]), wait),
             "throttled": Throttled("HTTP 429", 429, wait),
             "blocked": Blocked("HTTP 401", 401),
             "refused": Refused("HTTP 400", 400, "invalid"),
@@ -205,7 +205,7 @@ class World:
     def _end_commit(
         self, offsets: Mapping[TopicPartition, int], *, failed: bool, stored: bool
     ) -> None:
-        self.oracle.commit_ended(stored=stored or not failed)
+        self.oracle.commit_ended(self.now, failed=failed, stored=stored or not failed)
         if failed:
             self._feed(CommitFailed(self.random.random()))
         else:
@@ -272,7 +272,8 @@ class World:
         """Cancel everything; a commit that is under way may have arrived all the same."""
         for task in self._tasks:
             if isinstance(task, CommitOffsets):
-                self.oracle.commit_ended(stored=self.random.random() < 0.5)
+                stored = self.random.random() < 0.5
+                self.oracle.commit_ended(self.now, failed=True, stored=stored)
             else:
                 self._stale.append(task.batch)
         self._tasks.clear()
@@ -353,7 +354,7 @@ class World:
                 self.oracle.letters_begun(batch)
                 self._tasks.append(command)
             case CommitOffsets(offsets):
-                self.oracle.commit_begun(offsets)
+                self.oracle.commit_begun(offsets, self.now)
                 self._tasks.append(command)
             case PausePartitions(names):
                 self.oracle.partitions_paused(names)
@@ -372,5 +373,7 @@ class World:
         assert pipeline.buffered_bytes == sum(state.buffered_bytes for state in states)
         bound = 2 * self.limits.buffer_bytes_max + len(self.logs) * self._largest_fetch_bytes
         assert 0 <= pipeline.buffered_bytes <= bound, "more in memory than the bound allows"
-        if not (self._tasks or pipeline.drained):
+        if pipeline.drained:
+            self.oracle.drained()
+        elif not self._tasks:
             assert pipeline.wake_at() is not None, "a stall: nothing under way, nobody is woken"

@@ -234,6 +234,9 @@ def test_one_commit_at_a_time_and_none_too_soon() -> None:
     assert scenario.pipeline.wake_at() == 1001.0
 
     assert scenario.wake() == [CommitOffsets({P0: 4, P1: 2})]
+    scenario.fetch({P0: usage_records(2, first_offset=4)})
+    scenario.now += 100.0
+    assert scenario.pipeline.handle(Tick(), scenario.now) == []
 
 
 def test_a_commit_that_failed_is_made_again_with_what_is_newer() -> None:
@@ -546,6 +549,33 @@ def test_the_next_owner_sends_the_same_request_under_the_same_key() -> None:
         batch.body,
         batch.idempotency_key,
     )
+
+
+def test_nothing_of_a_former_assignment_is_committed_or_resumed() -> None:
+    """Its offsets, its pauses and its commit under way are not those of the next."""
+    limits = dataclasses.replace(LIMITS, buffer_bytes_max=300, requests_in_flight_max=1)
+    scenario = Scenario(P0, limits=limits)
+    (batch,) = scenario.sent(usage_records(8))
+    assert CommitOffsets({P0: 2}) in scenario.answer(batch)
+    assert scenario.revoked() == []
+    scenario.assign(P1)
+    (batch,) = scenario.sent(usage_records(2), P1)
+
+    assert scenario.answer(batch) == [CommitOffsets({P1: 2})]
+
+
+def test_dead_letters_of_a_forgotten_batch_are_left_to_the_next_owner() -> None:
+    """A write that failed is not made again for a batch that is read again anyway."""
+    scenario = Scenario()
+    write, send = scenario.fetch(with_values(b"", None))
+    assert isinstance(write, WriteDeadLetters)
+    assert isinstance(send, SendBatch)
+    scenario.not_written(write.batch)
+    scenario.answer(send.batch, DEFERRED)
+    scenario.revocation_started()
+    assert scenario.pipeline.drained
+
+    assert scenario.wake() == []
 
 
 def test_a_halt_ends_with_the_assignment() -> None:
