@@ -129,6 +129,8 @@ class UsageConsumer:
                 await self._consumer.commit(request)
         except TimeoutError:
             return f"no answer within {self._commit_timeout_seconds:g} s"
+        except kafka_errors.CommitFailedError:
+            return "the group has gone on without this worker, which is about to join it again"
         except (kafka_errors.KafkaError, kafka_errors.IllegalStateError) as error:
             return _sentence(error)
         return None
@@ -320,4 +322,5 @@ def translate(error: kafka_errors.KafkaError, what: str) -> IngesterError:
 
 
 def _sentence(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    name, text = type(error).__name__, str(error)
+    return text if text.startswith(name) else f"{name}: {text}"

@@ -83,11 +83,11 @@ async def test_an_endpoint_that_is_gone_and_comes_back(
 
 
 def _too_many(form: str) -> web.Response:
-    """A 429 that asks for at least two seconds."""
+    """A 429, or a 503, that asks for at least two seconds."""
     headers: dict[str, str] = {}
     body: dict[str, Any] = {"statusCode": 429, "message": "slow down", "code": "CADENCE_LIMIT"}
     match form:
-        case "seconds":
+        case "seconds" | "seconds of a 503":
             headers["Retry-After"] = "2"
         case "date":
             # Dates have whole seconds: rounded up, it is never less than two from now.
@@ -96,11 +96,12 @@ def _too_many(form: str) -> web.Response:
         case "body":
             headers["Retry-After"] = "0"
             body["retryAfterSeconds"] = 2
-    return web.json_response(body, status=429, headers=headers)
+    status = 503 if form == "seconds of a 503" else 429
+    return web.json_response(body, status=status, headers=headers)
 
 
-@pytest.mark.parametrize("form", ["seconds", "date", "body"])
-async def test_no_request_comes_earlier_than_a_429_asks(
+@pytest.mark.parametrize("form", ["seconds", "date", "body", "seconds of a 503"])
+async def test_no_request_comes_earlier_than_the_endpoint_asks(
     group_of: GroupOf, topic: TopicFactory, simulator: Simulator, wire: Wire, form: str
 ) -> None:
     """Retry-After as seconds, as a date and in the body holds back every batch of the worker."""
@@ -121,7 +122,8 @@ async def test_no_request_comes_earlier_than_a_429_asks(
     assert len(others) >= 5
     assert min(write.arrived_seconds for write in others) >= throttled.answered_seconds + 2
     assert simulator.report()["keys"] == totals(events)
-    assert len(worker.events("batch.throttled")) == 1
+    name = "batch.in_doubt" if form == "seconds of a 503" else "batch.throttled"
+    assert [each["attempt"] for each in worker.events(name)] == [1]
 
 
 async def test_an_endpoint_that_refuses_everything_is_probed_with_single_requests(
