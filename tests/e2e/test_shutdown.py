@@ -63,7 +63,7 @@ async def test_a_signal_does_not_wait_for_the_linger(
 
     worker.process.terminate()
 
-    assert worker.process.wait(5) == 0
+    assert worker.process.wait(10) == 0
     assert await group.committed() == {0: 5}
     assert simulator.report()["keys"] == totals(usage(5))
 
@@ -112,7 +112,7 @@ async def test_a_second_signal_ends_it_at_once(
 
     worker.process.signal(number)
 
-    assert worker.process.wait(5) == 128 + number
+    assert worker.process.wait(10) == 128 + number
     assert await group.committed() == {}
 
 
@@ -132,7 +132,7 @@ def test_a_signal_while_kafka_is_awaited(
 
         worker.process.terminate()
 
-        assert worker.process.wait(5) == 0
+        assert worker.process.wait(10) == 0
     assert worker.events("worker.stopped")[0]["drained"] is True
     assert "Traceback" not in worker.process.log()
 
@@ -145,10 +145,10 @@ async def test_a_signal_to_an_idle_worker(group_of: GroupOf, topic: TopicFactory
 
     worker.process.terminate()
 
-    assert worker.process.wait(5) == 0
+    assert worker.process.wait(10) == 0
     # A member that did not say goodbye would keep the partition for its session.
     successor = group.start()
-    eventually(successor.ready, 5)
+    eventually(successor.ready, 20)
     assert successor.assigned() == [f"{group.topics[0]}:0"]
 
 
