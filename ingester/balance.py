@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
+from ingester.arguments import AsJson, ConfigFile
 from ingester.config import load
-from ingester.errors import EXIT_MISMATCH, EXIT_PENDING, RefusedError, UnavailableError
-from ingester.pacspace import Agreement, Balance, PacspaceClient, ReadFailed, UnknownKey
+from ingester.errors import (
+    EXIT_MISMATCH,
+    EXIT_OK,
+    EXIT_PENDING,
+    RefusedError,
+    UnavailableError,
+    UsageError,
+)
+from ingester.pacspace import (
+    PATHLESS_KEYS,
+    Agreement,
+    Balance,
+    PacspaceClient,
+    ReadFailed,
+    UnknownKey,
+)
 from ingester.settings import PacspaceSettings
+
+_EXIT_CODES = {
+    "agreed": EXIT_OK,
+    "mismatch": EXIT_MISMATCH,
+    "pending_verification": EXIT_PENDING,
+    "unknown_key": EXIT_MISMATCH,
+}
 
 
 def balance(
@@ -22,10 +43,10 @@ def balance(
     expect: Annotated[
         int | None, typer.Option(metavar="N", help="Your own sum of bits, to be compared.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Read the running balance of a key; with --expect, say whether both parties agree.
+    """Read the balance of a key, and compare it with your own sum.
 
     \b
     Examples:
@@ -33,9 +54,16 @@ def balance(
       ingester balance settlement-2025-06 --expect 500
       ingester balance settlement-2025-06 --expect 500 --json
 
-    Exit codes: 0 read, and agreed if a sum was given; 1 another sum, or no such key; 2 not yet
-    verified by PacSpace; 69 PacSpace cannot be reached; 77 it refuses the key.
+    A key that PacSpace has no record of agrees with no sum, not even with 0: it may be misspelt.
+    With --json the metadata is as it came, and `status` is one of read, agreed, mismatch,
+    pending_verification and unknown_key.
+
+    Exit codes: 0 read, and agreed if a sum was given; 1 another sum, or no record of the key; 2 not
+    yet verified by PacSpace; 64 no such key can be; 69 PacSpace cannot be reached; 77 it refuses
+    the API key.
     """
+    if key in PATHLESS_KEYS:
+        raise UsageError(f"KEY is {key!r}, under which no balance can be asked for: name another")
     settings = load(PacspaceSettings, environ=os.environ, config_file=config).settings
     found = asyncio.run(_read(settings, key, expect))
     if isinstance(found, ReadFailed):
@@ -46,7 +74,7 @@ def balance(
         )
     exit_code, status, lines = _judge(found)
     if as_json:
-        sys.stdout.write(json.dumps(_document(key, status, found)) + "\n")
+        sys.stdout.buffer.write(msgspec.json.encode(_document(key, status, found)) + b"\n")
     else:
         sys.stdout.write("\n".join(lines) + "\n")
     if exit_code:
@@ -56,13 +84,7 @@ def balance(
 async def _read(
     settings: PacspaceSettings, key: str, expect: int | None
 ) -> Agreement | Balance | UnknownKey | ReadFailed:
-    client = PacspaceClient(
-        settings.pacspace_url,
-        settings.pacspace_api_key.get_secret_value(),
-        connect_timeout_seconds=settings.connect_timeout_seconds,
-        request_timeout_seconds=settings.request_timeout_seconds,
-    )
-    async with client:
+    async with PacspaceClient.from_settings(settings) as client:
         if expect is None:
             return await client.get_balance(key)
         return await client.verify_agreement(key, expected=expect)
@@ -78,20 +100,20 @@ def describe(balance: Balance | UnknownKey) -> str:
 def describe_agreement(agreement: Agreement) -> str:
     """One line that names both numbers where they differ."""
     balance, expected = agreement.balance, agreement.expected
-    current = balance.current_bits if isinstance(balance, Balance) else 0
-    match agreement.status:
-        case "agreed":
-            return f"Agreement confirmed: both parties agree on {expected}"
-        case "pending_verification":
-            return (
-                f"Pending verification: PacSpace has {current}, not verified yet;"
-                f" {expected} is expected"
-            )
-        case "mismatch":
-            return (
-                f"Mismatch: {expected} is expected, PacSpace has {current}"
-                f" (difference {current - expected:+d})"
-            )
+    if isinstance(balance, UnknownKey):
+        return f"Unknown key: PacSpace has no record of {balance.key}; {expected} is expected"
+    current = balance.current_bits
+    if agreement.status == "pending_verification":
+        return (
+            f"Pending verification: PacSpace has {current}, not verified yet;"
+            f" {expected} is expected"
+        )
+    if agreement.status == "mismatch":
+        return (
+            f"Mismatch: {expected} is expected, PacSpace has {current}"
+            f" (difference {current - expected:+d})"
+        )
+    return f"Agreement confirmed: both parties agree on {expected}"
 
 
 def _judge(found: Agreement | Balance | UnknownKey) -> tuple[int, str, list[str]]:
@@ -99,9 +121,8 @@ def _judge(found: Agreement | Balance | UnknownKey) -> tuple[int, str, list[str]
         return 0, "read", [describe(found)]
     if isinstance(found, UnknownKey):
         return EXIT_MISMATCH, "unknown_key", [describe(found)]
-    lines = [describe(found.balance), describe_agreement(found)]
-    codes = {"agreed": 0, "mismatch": EXIT_MISMATCH, "pending_verification": EXIT_PENDING}
-    return codes[found.status], found.status, lines
+    lines = [describe(found.balance)] if isinstance(found.balance, Balance) else []
+    return _EXIT_CODES[found.status], found.status, [*lines, describe_agreement(found)]
 
 
 def _document(key: str, status: str, found: Agreement | Balance | UnknownKey) -> dict[str, object]:
@@ -109,7 +130,5 @@ def _document(key: str, status: str, found: Agreement | Balance | UnknownKey) ->
     document: dict[str, object] = {"key": key, "status": status}
     if isinstance(found, Agreement):
         document["expected"] = found.expected
-    document["balance"] = (
-        balance.model_dump(by_alias=True) if isinstance(balance, Balance) else None
-    )
+    document["balance"] = balance if isinstance(balance, Balance) else None
     return document

@@ -10,12 +10,12 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 import typer
 
+from ingester.arguments import AsJson, ConfigFile
 from ingester.config import Loaded, Settings, environment_name, load
 from ingester.core.delivery import Answer, AnswerLost, NothingSent, Response, read_envelope
 from ingester.errors import (
@@ -25,11 +25,16 @@ from ingester.errors import (
     RefusedError,
     UnavailableError,
 )
-from ingester.kafka_admin import DEAD_LETTER_TOPIC_CONFIG, KafkaAdmin, KafkaFacts
+from ingester.kafka_admin import (
+    ADMIN_TIMEOUT_SECONDS,
+    DEAD_LETTER_PARTITIONS,
+    DEAD_LETTER_TOPIC_CONFIG,
+    KafkaAdmin,
+    KafkaFacts,
+)
 from ingester.pacspace import PacspaceClient
 from ingester.wire import BUCKET_PATH
 
-KAFKA_TIMEOUT_SECONDS: Final = 10
 UNKNOWN_KEY: Final = "pacspace-ingester-check"  # nobody's; a balance under it would do no harm
 
 Status = Literal["ok", "warning", "failed"]
@@ -45,7 +50,7 @@ class KafkaProbe(Protocol):
         self, name: str, partitions: int, config: Mapping[str, str], *, validate_only: bool
     ) -> Literal["created", "exists"]: ...
 
-    def create_command(self, name: str, partitions: int, config: Mapping[str, str]) -> str: ...
+    def missing_topic(self, name: str) -> UnavailableError: ...
 
 
 class PacspaceProbe(Protocol):
@@ -119,14 +124,14 @@ _VERDICTS: Final[Mapping[int, _Verdict]] = {
 }
 
 _LOST_REMEDY: Final = "Is that PacSpace's API? If INGESTER_PACSPACE_URL is right, try again later."
-# By what the client says about a request that never left; the first that fits.
-_NOTHING_SENT: Final = (
-    ("DNS", "Correct the host in INGESTER_PACSPACE_URL, or the name service."),
-    ("Certificate", "Name the authority's PEM file in SSL_CERT_FILE, or correct the host's name."),
-    ("SSL", "Does that port speak TLS? Correct INGESTER_PACSPACE_URL."),
-    ("Timeout", "Is there a firewall or a proxy between?"),
-    ("", "Is it running there, on that port? Correct INGESTER_PACSPACE_URL."),
-)
+_NOTHING_SENT: Final = {
+    "refused": "Is it running there, on that port? Correct INGESTER_PACSPACE_URL.",
+    "dns": "Correct the host in INGESTER_PACSPACE_URL, or the name service.",
+    "certificate": "Name the authority's PEM file in SSL_CERT_FILE, or correct the host's name.",
+    "tls": "Does that port speak TLS? Correct INGESTER_PACSPACE_URL.",
+    "timeout": "Is there a firewall or a proxy between?",
+    "other": "Is there a way from here to there? Correct INGESTER_PACSPACE_URL, or the network.",
+}
 
 
 async def run_checks(
@@ -140,16 +145,18 @@ async def run_checks(
     return [*(on_settings or [CheckResult("settings", "ok", "valid")]), *on_kafka, on_pacspace]
 
 
-def check(
-    config: Annotated[
-        Path | None, typer.Option(help="A TOML file of settings.", show_default=False)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
-    """Print the settings in effect, try Kafka and PacSpace, and say what to do about failures.
+def check(config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Show the settings in effect, and try Kafka and PacSpace.
 
-    Ends with 0 when all is well, 78 for the settings, 77 for refused credentials, 69 when something
-    is missing or out of reach; of several the highest.
+    Every failure comes with what to do about it; nothing is created, joined or written.
+
+    \b
+    Examples:
+      ingester check
+      ingester check --config ingester.toml --json
+
+    Exit codes: 0 all is well; 69 something is missing or out of reach; 77 a credential is refused;
+    78 the settings; of several the highest.
     """
     loaded = None
     try:
@@ -174,12 +181,14 @@ def check(
 
 def render_settings(loaded: Loaded[Settings]) -> str:
     """The effective settings with their origins, one line each, secrets redacted."""
-    document = _settings_document(loaded)
-    name_width = max(map(len, document))
-    value_width = min(48, max(len(each["value"]) for each in document.values()))
+    rows = [
+        (environment_name(name), _shown(loaded.settings, name), loaded.origins[name])
+        for name in Settings.model_fields
+    ]
+    name_width = max(len(name) for name, _, _ in rows)
+    value_width = min(48, max(len(value) for _, value, _ in rows))
     return "\n".join(
-        f"{name:<{name_width}}  {each['value']:<{value_width}}  {each['origin']}"
-        for name, each in document.items()
+        f"{name:<{name_width}}  {value:<{value_width}}  {origin}" for name, value, origin in rows
     )
 
 
@@ -194,25 +203,43 @@ def render_results(results: Iterable[CheckResult]) -> str:
     return "\n".join(lines)
 
 
-def _settings_document(loaded: Loaded[Settings]) -> dict[str, dict[str, str]]:
-    return {
-        environment_name(name): {
-            "value": loaded.settings.shown(name),
-            "origin": loaded.origins[name],
-        }
-        for name in Settings.model_fields
-    }
+def _shown(settings: Settings, name: str) -> str:
+    """A setting as an operator would write it, or what holds where it is unset."""
+    effective = _effective(settings, name)
+    if isinstance(effective, float):
+        return f"{effective:g} (four fifths of the session timeout)"
+    return ",".join(effective.values()) if effective else settings.shown(name)
+
+
+def _effective(settings: Settings, name: str) -> float | dict[str, str] | None:
+    """What holds for a setting whose absence has a meaning of its own, else None."""
+    if getattr(settings, name) is None:
+        if name == "drain_timeout_seconds":
+            return settings.drain_seconds
+        if name == "dead_letter_topic":
+            return {topic: settings.dead_letter_topic_for(topic) for topic in settings.topics}
+    return None
+
+
+def _settings_document(loaded: Loaded[Settings]) -> dict[str, dict[str, Any]]:
+    """Values with the types of JSON; `effective` is there where an unset one has a meaning."""
+    document: dict[str, dict[str, Any]] = {}
+    for name in Settings.model_fields:
+        value = getattr(loaded.settings, name)
+        if name == "http_listen" or not isinstance(value, int | float | tuple | None):
+            value = loaded.settings.shown(name)
+        setting = {"value": value, "origin": loaded.origins[name]}
+        effective = _effective(loaded.settings, name)
+        if effective is not None:
+            setting["effective"] = effective
+        document[environment_name(name)] = setting
+    return document
 
 
 async def _check_for_real(loaded: Loaded[Settings]) -> list[CheckResult]:
     settings = loaded.settings
-    kafka = KafkaAdmin(settings, timeout_seconds=KAFKA_TIMEOUT_SECONDS)
-    async with PacspaceClient(
-        settings.pacspace_url,
-        settings.pacspace_api_key.get_secret_value(),
-        connect_timeout_seconds=settings.connect_timeout_seconds,
-        request_timeout_seconds=settings.request_timeout_seconds,
-    ) as pacspace:
+    kafka = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
+    async with PacspaceClient.from_settings(settings) as pacspace:
         return await run_checks(loaded, kafka, pacspace)
 
 
@@ -237,8 +264,8 @@ async def _check_kafka(settings: Settings, kafka: KafkaProbe) -> list[CheckResul
         )
     results += [_check_topic(topic, facts, kafka) for topic in settings.topics]
     for name, topics in sources.items():
-        if partitions := max(facts.partitions.get(topic) or 0 for topic in topics):
-            results.append(await _check_dead_letter_topic(name, partitions, facts, kafka))
+        if any(facts.partitions.get(topic) for topic in topics):
+            results.append(await _check_dead_letter_topic(name, facts, kafka))
     results.append(_check_group(settings.group_id, facts))
     return results
 
@@ -249,20 +276,11 @@ def _check_topic(topic: str, facts: KafkaFacts, kafka: KafkaProbe) -> CheckResul
         return _not_permitted(subject, f"grant READ and DESCRIBE on the topic {topic}")
     partitions = facts.partitions[topic]
     if partitions is None:
-        return CheckResult(
-            subject,
-            "failed",
-            "does not exist",
-            f"Correct INGESTER_TOPIC, or create it with as many partitions as it shall have:\n"
-            f"  {kafka.create_command(topic, 8, {})}",
-            UnavailableError.exit_code,
-        )
+        return _failed(subject, kafka.missing_topic(topic))
     return CheckResult(subject, "ok", _counted(partitions))
 
 
-async def _check_dead_letter_topic(
-    name: str, partitions: int, facts: KafkaFacts, kafka: KafkaProbe
-) -> CheckResult:
+async def _check_dead_letter_topic(name: str, facts: KafkaFacts, kafka: KafkaProbe) -> CheckResult:
     subject = f"dead-letter topic {name}"
     if name in facts.refused_topics:
         return _not_permitted(subject, f"grant WRITE and DESCRIBE on the topic {name}")
@@ -270,12 +288,13 @@ async def _check_dead_letter_topic(
     if existing is not None:
         return CheckResult(subject, "ok", _counted(existing))
     try:
-        await kafka.ensure_topic(name, partitions, DEAD_LETTER_TOPIC_CONFIG, validate_only=True)
+        await kafka.ensure_topic(
+            name, DEAD_LETTER_PARTITIONS, DEAD_LETTER_TOPIC_CONFIG, validate_only=True
+        )
     except IngesterError as error:
         return _failed(subject, error)
-    return CheckResult(
-        subject, "ok", f"does not exist yet; the worker creates it with {_counted(partitions)}"
-    )
+    width = _counted(DEAD_LETTER_PARTITIONS)
+    return CheckResult(subject, "ok", f"does not exist yet; the worker creates it with {width}")
 
 
 def _check_group(group_id: str, facts: KafkaFacts) -> CheckResult:
@@ -289,10 +308,13 @@ async def _check_pacspace(settings: Settings, pacspace: PacspaceProbe) -> CheckR
     answer = await pacspace.get(BUCKET_PATH + UNKNOWN_KEY)
     where = f"{settings.pacspace_url}: "
     match answer:
-        case NothingSent(reason):
-            remedy = next(text for sign, text in _NOTHING_SENT if sign in reason)
+        case NothingSent(reason, kind):
             return CheckResult(
-                "pacspace", "failed", where + reason, remedy, UnavailableError.exit_code
+                "pacspace",
+                "failed",
+                where + reason,
+                _NOTHING_SENT[kind],
+                UnavailableError.exit_code,
             )
         case AnswerLost(reason):
             return CheckResult(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import structlog
@@ -12,11 +11,12 @@ import typer
 import uvloop
 
 from ingester import __version__
+from ingester.arguments import ConfigFile
 from ingester.balance import balance
 from ingester.check import check
 from ingester.config import load
 from ingester.demo import demo
-from ingester.emit import emit
+from ingester.emit import EmitCommand, emit
 from ingester.errors import EXIT_BUG, IngesterError, UsageError
 from ingester.settings import Settings
 from ingester.simulator.command import simulate
@@ -54,10 +54,10 @@ def _options(
 
 
 @app.command()
-def run(
-    config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
-) -> None:
-    """Settle the usage topics until SIGTERM; then drain, commit and leave. A second signal exits.
+def run(config: ConfigFile = None) -> None:
+    """Settle the usage topics until SIGTERM, then drain and leave.
+
+    A second signal exits at once.
 
     Settings come from INGESTER_* variables and the file; `ingester check` shows and tries them.
 
@@ -78,7 +78,7 @@ def run(
 
 
 app.command()(check)
-app.command()(emit)
+app.command(cls=EmitCommand)(emit)
 app.command()(balance)
 app.command()(simulate)
 app.command()(demo)

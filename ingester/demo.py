@@ -124,7 +124,7 @@ def demo(
         bool, typer.Option("--keep", help="Leave all up until Ctrl-C, and say how to talk to it.")
     ] = False,
 ) -> None:
-    """Run the whole thing on this machine: a settlement of three events, then many more.
+    """Run all of it on this machine: a settlement, then many events.
 
     Kafka is the one that KAFKA_BOOTSTRAP_SERVERS names, or a container, or a JVM with Maven.
     Nothing is left running; on a Kafka that you named, the demo's topics stay.

@@ -5,80 +5,171 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 import threading
-from collections.abc import AsyncIterable, AsyncIterator
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from typing import Annotated, Any, Literal
 
+import msgspec
 import typer
+from pydantic import Field
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from typer.core import TyperCommand
 
+from ingester.arguments import AsJson, ConfigFile
 from ingester.config import load
-from ingester.core.event import Rejection, UnknownMembers, UsageEvent, event_decoder
-from ingester.errors import DataError, UnavailableError, UsageError
+from ingester.core.event import Rejection, UsageEvent, event_decoder
+from ingester.errors import DataError, UsageError
 from ingester.kafka import RecordWriter, Written
-from ingester.kafka_admin import KafkaAdmin
+from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, USAGE_PARTITIONS_ADVISED, KafkaAdmin
+from ingester.option import Lower
 from ingester.settings import KafkaSettings
 
-_ADMIN_TIMEOUT_SECONDS = 10.0
-_PARTITIONS_ADVISED = 8  # in the command that would create a missing topic
 _UNACKNOWLEDGED_MAX = 5000  # records waiting for the broker; more would only take memory
 _CHUNK_BYTES = 64 * 1024  # what a pipe holds
 _CHUNKS_MAX = 4  # read ahead of what is sent
 _REFUSALS_SHOWN_MAX = 20
+_NEGATIVE_NUMBER = re.compile(r"-\d+")
+
+Event = tuple[bytes, UsageEvent]
+Refuse = Callable[[int, Rejection], None]
+
+
+class EmitSettings(KafkaSettings):
+    """The brokers, and what the worker would do about members that PacSpace does not know."""
+
+    unknown_members: Annotated[Literal["refuse", "ignore"], Lower] = Field(
+        "refuse", description="What to do about members of an event that PacSpace does not know."
+    )
+
+
+class EmitCommand(TyperCommand):
+    """Takes `-5` for a number, where an option of that name would be looked for."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Let unknown options pass beside a negative number, and refuse all others."""
+        optional = args[: args.index("--")] if "--" in args else args
+        ctx.ignore_unknown_options = any(map(_NEGATIVE_NUMBER.fullmatch, optional))
+        rest = super().parse_args(ctx, args)
+        for name in ("key", "account_id") if ctx.ignore_unknown_options else ():
+            if (ctx.params.get(name) or "").startswith("-"):
+                raise UsageError(
+                    f"{ctx.params[name]} is no option; if it is meant as {name.upper()}, put --"
+                    " before KEY"
+                )
+        return rest
 
 
 def emit(
     key: Annotated[
-        str | None, typer.Argument(help="The record key in PacSpace, or `-` for JSON lines.")
+        str | None,
+        typer.Argument(metavar="KEY", help="The record key in PacSpace, or `-` for JSON lines."),
     ] = None,
-    account_id: Annotated[str | None, typer.Argument(help="The account that used it.")] = None,
-    bits: Annotated[int | None, typer.Argument(help="How much was used: a signed integer.")] = None,
+    account_id: Annotated[
+        str | None, typer.Argument(metavar="ACCOUNT_ID", help="The account that used it.")
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Argument(metavar="BITS", help="How much was used: a signed integer.")
+    ] = None,
     metadata: Annotated[str | None, typer.Option(help="A JSON object to go along.")] = None,
     topic: Annotated[
         str | None, typer.Option(help="Instead of the first topic of INGESTER_TOPIC.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Put usage events on the topic and wait for the brokers' acknowledgement.
+    """Put usage events on the topic, and wait for the brokers.
 
-    Events are validated as the worker validates them; the account is the Kafka record's key.
+    Events are validated as the worker validates them, by INGESTER_UNKNOWN_MEMBERS too; the account
+    is the Kafka record's key. With --json each acknowledged event is an object on standard output,
+    each refused line one on standard error.
 
     \b
     Examples:
       ingester emit settlement-2025-06 customer-acme 100
+      ingester emit settlement-2025-06 customer-acme -5
       ingester emit settlement-2025-06 customer-acme 100 --metadata '{"plan":"pro"}'
       ingester emit - < events.jsonl
 
     Exit codes: 0 all acknowledged, 64 wrong arguments, 65 some lines are no usage events,
     69 Kafka cannot be reached, 77 Kafka refuses the credentials.
     """
-    if key == "-" or (key is None and not sys.stdin.isatty()):
+    single = None
+    if key == "-":
         if account_id is not None or bits is not None or metadata is not None:
             raise UsageError("`ingester emit -` takes its events from standard input alone")
-        values = _lines_of(sys.stdin.fileno())
     elif key is None or account_id is None or bits is None:
         raise UsageError("name KEY ACCOUNT_ID BITS, or - to read JSON lines: see --help")
     else:
-        values = _only(_single(key, account_id, bits, metadata))
-    settings = load(KafkaSettings, environ=os.environ, config_file=config).settings
-    asyncio.run(_emit(values, settings, topic or settings.topics[0], as_json=as_json))
+        single = _single(key, account_id, bits, metadata)
+    settings = load(EmitSettings, environ=os.environ, config_file=config).settings
+    refused: list[str] = []
+
+    def refuse(number: int, rejection: Rejection) -> None:
+        if as_json:
+            refusal = {"line": number, "code": rejection.code, "detail": rejection.detail}
+            sys.stderr.write(json.dumps(refusal) + "\n")
+        refused.append(f"line {number}: {rejection.detail} ({rejection.code})")
+
+    events = _only(single) if single else _validated(settings, refuse)
+    asked = topic or settings.topics[0]
+    named_by = "--topic" if topic else "INGESTER_TOPIC"
+    acknowledged = asyncio.run(_emit(events, settings, asked, named_by, as_json=as_json))
+    if refused and as_json:
+        raise typer.Exit(DataError.exit_code)
+    if refused:
+        shown = "\n  ".join(refused[:_REFUSALS_SHOWN_MAX])
+        more = len(refused) - _REFUSALS_SHOWN_MAX
+        raise DataError(
+            f"{acknowledged} events acknowledged; not sent, because they are no usage events:\n"
+            f"  {shown}" + (f"\n  and {more} more" if more > 0 else "")
+        )
 
 
-def _single(key: str, account_id: str, bits: int, metadata: str | None) -> bytes:
+def _single(key: str, account_id: str, bits: int, metadata: str | None) -> Event:
+    """The event of the command line; UsageError in the words of its arguments."""
     item: dict[str, Any] = {"key": key, "accountId": account_id, "bits": bits}
-    value = json.dumps(item, ensure_ascii=False)
-    if metadata is not None:
-        # As written: parsing it here could change a large integer or a decimal.
-        value = f'{value[:-1]}, "metadata": {metadata}}}'
-    return value.encode("utf-8", "surrogateescape")
+    try:
+        value = json.dumps(item, ensure_ascii=False).encode()
+        if metadata is not None:
+            # As written: parsing it here could change a large integer or a decimal.
+            msgspec.json.decode(metadata.encode(), type=dict[str, msgspec.Raw])
+            value = value[:-1] + b', "metadata": ' + metadata.encode() + b"}"
+    except UnicodeEncodeError:
+        raise UsageError("the arguments are not UTF-8: correct the characters they hold") from None
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise UsageError(
+            f'--metadata is no JSON object: {error}. Write it as \'{{"plan":"pro"}}\''
+        ) from None
+    decoded = event_decoder("refuse")(value)
+    if isinstance(decoded, Rejection):
+        detail = decoded.detail.replace("the value", "--metadata")
+        for member, argument in (("key", "KEY"), ("accountId", "ACCOUNT_ID"), ("bits", "BITS")):
+            detail = detail.replace(f"`{member}`", argument)
+        raise UsageError(detail)
+    return value, decoded[0]
 
 
-async def _only(value: bytes) -> AsyncIterator[bytes]:
-    yield value
+async def _only(event: Event) -> AsyncIterator[Event]:
+    yield event
+
+
+async def _validated(settings: EmitSettings, refuse: Refuse) -> AsyncIterator[Event]:
+    """The events on standard input; lines that are none are refused, blank ones passed over."""
+    decode = event_decoder(settings.unknown_members)
+    number = 0
+    async for line in _lines_of(sys.stdin.fileno()):
+        number += 1
+        value = line.strip()
+        if not value:
+            continue
+        decoded = decode(value)
+        if isinstance(decoded, Rejection):
+            refuse(number, decoded)
+        else:
+            yield value, decoded[0]
 
 
 async def _lines_of(descriptor: int) -> AsyncIterator[bytes]:
@@ -114,28 +205,16 @@ async def _lines_of(descriptor: int) -> AsyncIterator[bytes]:
     yield rest
 
 
-async def _validated(
-    values: AsyncIterable[bytes], refused: list[str], unknown_members: UnknownMembers = "refuse"
-) -> AsyncIterator[tuple[bytes, UsageEvent]]:
-    decode = event_decoder(unknown_members)
-    number = 0
-    async for line in values:
-        number += 1
-        value = line.strip()
-        if not value:
-            continue
-        decoded = decode(value)
-        if isinstance(decoded, Rejection):
-            refused.append(f"line {number}: {decoded.detail} ({decoded.code})")
-        else:
-            yield value, decoded[0]
-
-
 async def _emit(
-    values: AsyncIterable[bytes], settings: KafkaSettings, topic: str, *, as_json: bool
-) -> None:
-    await _find_topic(settings, topic)
-    refused: list[str] = []
+    events: AsyncIterable[Event],
+    settings: KafkaSettings,
+    topic: str,
+    named_by: str,
+    *,
+    as_json: bool,
+) -> int:
+    """Send the events and report their acknowledgements; the number of those."""
+    await _find_topic(settings, topic, named_by)
     sent: asyncio.Queue[tuple[UsageEvent, asyncio.Future[Written]] | None] = asyncio.Queue(
         _UNACKNOWLEDGED_MAX
     )
@@ -150,7 +229,7 @@ async def _emit(
     task = progress.add_task("emit", total=None)
 
     async def send() -> None:
-        async for value, event in _validated(values, refused):
+        async for value, event in events:
             await sent.put((event, await writer.send(topic, value, event.accountId.encode())))
         await sent.put(None)
 
@@ -171,23 +250,15 @@ async def _emit(
             _, acknowledged = await asyncio.gather(send(), report())
     finally:
         await writer.stop()
-    if refused:
-        shown = "\n  ".join(refused[:_REFUSALS_SHOWN_MAX])
-        more = len(refused) - _REFUSALS_SHOWN_MAX
-        raise DataError(
-            f"{acknowledged} events acknowledged; not sent, because they are no usage events:\n"
-            f"  {shown}" + (f"\n  and {more} more" if more > 0 else "")
-        )
+    return acknowledged
 
 
-async def _find_topic(settings: KafkaSettings, topic: str) -> None:
+async def _find_topic(settings: KafkaSettings, topic: str, named_by: str) -> None:
     """Say at once that a topic is missing; the producer would wait for it to be created."""
-    admin = KafkaAdmin(settings, timeout_seconds=_ADMIN_TIMEOUT_SECONDS)
-    if await admin.ensure_topic(topic, _PARTITIONS_ADVISED, {}, validate_only=True) != "exists":
-        raise UnavailableError(
-            f"Kafka at {', '.join(settings.kafka_bootstrap_servers)} has no topic {topic}: correct"
-            f" the name, or create it: {admin.create_command(topic, _PARTITIONS_ADVISED, {})}"
-        )
+    admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
+    found = await admin.ensure_topic(topic, USAGE_PARTITIONS_ADVISED, {}, validate_only=True)
+    if found != "exists":
+        raise admin.missing_topic(topic, named_by=named_by)
 
 
 async def _report(event: UsageEvent, future: asyncio.Future[Written], *, as_json: bool) -> None:

@@ -185,7 +185,7 @@ class UsageConsumer:
         failed: list[ReadFailed] = []
         for name, next_offset in self._next_offsets.items():
             self._consumer.seek(aiokafka.TopicPartition(*name), next_offset)
-        for name, next_offset in self._next_offsets.items():
+        for name, next_offset in list(self._next_offsets.items()):
             try:
                 fetched = await self._consumer.getmany(
                     aiokafka.TopicPartition(*name), timeout_ms=int(_POLL_SECONDS * 1000)
@@ -193,6 +193,8 @@ class UsageConsumer:
             except _UNREADABLE as error:
                 reason = f"a record at or after offset {next_offset} cannot be read: {error}"
                 failed.append(ReadFailed(name, reason))
+            except kafka_errors.KafkaError:
+                break  # the next poll meets it again; what was read until now must not be lost
             else:
                 records |= cast("Mapping[TopicPartition, Sequence[Record]]", fetched)
         return self._handed_over(records, failed)
@@ -216,8 +218,9 @@ class UsageConsumer:
                 await self._consumer.commit(request)
         except TimeoutError:
             return CommitProblem(f"no answer within {self._session_timeout_seconds:g} s")
-        except kafka_errors.CommitFailedError as error:
-            return CommitProblem(_sentence(error), fenced=True)
+        except kafka_errors.CommitFailedError:
+            reason = "the group has gone on without this worker, which is about to join it again"
+            return CommitProblem(reason, fenced=True)
         except (kafka_errors.KafkaError, kafka_errors.IllegalStateError) as error:
             return CommitProblem(_sentence(error))
         self._contact = max(self._contact, sent)
@@ -425,7 +428,8 @@ def translate(error: kafka_errors.KafkaError, what: str) -> IngesterError:
 
 
 def _sentence(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    name, text = type(error).__name__, str(error)
+    return text if text.startswith(name) else f"{name}: {text}"
 
 
 async def read_to_end(

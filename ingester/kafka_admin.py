@@ -35,18 +35,21 @@ from ingester.errors import ConfigurationError, IngesterError, RefusedError, Una
 from ingester.option import Address, parse_address
 from ingester.settings import KafkaSettings
 
+ADMIN_TIMEOUT_SECONDS: Final = 10.0  # for one question of a command or of a start
 REQUEST_TIMEOUT_SECONDS: Final = 40  # the broker's own waits (replication: 30 s) end before
 RETRY_BACKOFF_SECONDS: Final = 0.1
 METADATA_AGE_SECONDS_MAX: Final = 60  # new partitions are read within a minute
 CONNECTION_IDLE_SECONDS_MAX: Final = 540  # below connections.max.idle.ms of brokers, ten minutes
 CLIENT_ID: Final = "pacspace-ingester"
 BROKER_DEFAULT: Final = -1  # as the replication factor of a new topic
+USAGE_PARTITIONS_ADVISED: Final = 8  # as many workers at most share a topic
 
 # A dead letter is money until somebody has looked at it: it never expires. And it is larger than
 # the record it holds, by its headers.
 DEAD_LETTER_TOPIC_CONFIG: Final = MappingProxyType(
     {"cleanup.policy": "delete", "retention.ms": "-1", "max.message.bytes": str(16 * 1024 * 1024)}
 )
+DEAD_LETTER_PARTITIONS: Final = 1  # dead letters are few, and read by people
 
 _GROUP = 0  # the coordinator type, as against transactions
 # The first group ever makes the broker create the topic of the offsets.
@@ -232,6 +235,14 @@ class KafkaAdmin:
             words += ["--config", "=".join(item)]
         return shlex.join(words)
 
+    def missing_topic(self, name: str, *, named_by: str = "INGESTER_TOPIC") -> UnavailableError:
+        """What to raise about a usage topic that is missing; `named_by` is where it was named."""
+        command = self.create_command(name, USAGE_PARTITIONS_ADVISED, {})
+        return UnavailableError(
+            f"Kafka at {', '.join(self._servers)} has no topic {name}: correct {named_by}, or"
+            f" create it: {command}"
+        )
+
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[_Connection]:
         """A connection to the first bootstrap server that works, and words for what fails."""
@@ -289,7 +300,7 @@ class KafkaAdmin:
         _, _, state, _, _, members, *_ = response.groups[0]
         if state == "Dead":
             return "does not exist yet"
-        return f"{state.lower()}, {len(members)} members"
+        return f"{state.lower()}, {len(members)} member{'' if len(members) == 1 else 's'}"
 
     async def _ask_coordinator(
         self, connection: _Connection, group_id: str, request: Any, error_of: Callable[[Any], int]

@@ -8,18 +8,19 @@ and reads bounded bodies in bounded time. What an answer to a write means is dec
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Literal, Self
 from urllib.parse import quote
 
 import aiohttp
 import httpx
 import msgspec
 from httpx_aiohttp import AiohttpTransport
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
 
 from ingester import __version__
 from ingester.core.delivery import (
@@ -32,33 +33,33 @@ from ingester.core.delivery import (
     read_envelope,
 )
 from ingester.core.event import UsageEvent
+from ingester.option import Address
+from ingester.settings import PacspaceSettings
 from ingester.wire import API_KEY_HEADER, BUCKET_PATH, IDEMPOTENCY_KEY_HEADER, WRITES_PATH
 
 _ANSWER_BYTES_MAX = 1024 * 1024  # an answer is some hundred bytes; a bucket's metadata may be more
-_PATHLESS_KEYS = ("", ".", "..")  # each is another resource's path, however it is encoded
-_NO_BALANCE = (
-    msgspec.DecodeError,
-    UnicodeDecodeError,
-    RecursionError,
-    KeyError,
-    TypeError,
-    ValidationError,
-)
+PATHLESS_KEYS = ("", ".", "..")
+"""Keys whose balance cannot be asked for: each is another resource's path, however encoded."""
 _KEEPALIVE_SECONDS = 30.0  # below the idle limits usual for load balancers (60 s and more)
 
 
-class Balance(BaseModel):
-    """The running balance of one key, as both parties read it."""
+class Balance(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The running balance of one key, as both parties read it.
 
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+    `metadata` is JSON as it came, `null` where there is none: no number in it is read or changed.
+    """
 
     key: str
     account_id: str
-    current_bits: int = Field(strict=True)
-    total_writes: int = Field(strict=True)
+    current_bits: int
+    total_writes: int
     last_write_at: str | None = None
     verified: bool = False
-    metadata: dict[str, Any] | None = None
+    metadata: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _BalanceAnswer(msgspec.Struct):
+    data: Balance
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +79,9 @@ class ReadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What comparing one's own sum with the balance gave."""
+    """What comparing one's own sum with the balance gave; an unknown key agrees with no sum."""
 
-    status: Literal["agreed", "pending_verification", "mismatch"]
+    status: Literal["agreed", "pending_verification", "mismatch", "unknown_key"]
     expected: int
     balance: Balance | UnknownKey
 
@@ -109,6 +110,7 @@ class PacspaceClient:
             "User-Agent": f"pacspace-ingester/{__version__}",
         }
         self._connections_max = connections_max
+        self._connect_timeout_seconds = connect_timeout_seconds
         self._request_timeout_seconds = request_timeout_seconds
         self._timeouts = httpx.Timeout(
             connect=connect_timeout_seconds,
@@ -117,6 +119,17 @@ class PacspaceClient:
             pool=request_timeout_seconds,
         ).as_dict()
         self._transport = AiohttpTransport(client=self._session)
+
+    @classmethod
+    def from_settings(cls, settings: PacspaceSettings, *, connections_max: int = 32) -> Self:
+        """Make the client that the settings describe."""
+        return cls(
+            settings.pacspace_url,
+            settings.pacspace_api_key.get_secret_value(),
+            connect_timeout_seconds=settings.connect_timeout_seconds,
+            request_timeout_seconds=settings.request_timeout_seconds,
+            connections_max=connections_max,
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -148,7 +161,7 @@ class PacspaceClient:
 
     async def get_balance(self, key: str) -> Balance | UnknownKey | ReadFailed:
         """Read the running balance of a key."""
-        if key in _PATHLESS_KEYS:
+        if key in PATHLESS_KEYS:
             return ReadFailed(f"no path can carry the key {key!r}", status=None)
         answer = await self._request("GET", BUCKET_PATH + quote(key, safe=""))
         if not isinstance(answer, Response):
@@ -161,8 +174,9 @@ class PacspaceClient:
                 f"HTTP {answer.status}: {envelope.sentence(answer.body)}", answer.status
             )
         try:
-            return Balance.model_validate(msgspec.json.decode(answer.body)["data"])
-        except _NO_BALANCE:
+            answer.body.decode()  # the decoder does not look into metadata
+            return msgspec.json.decode(answer.body, type=_BalanceAnswer).data
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             text = answer.body[:200].decode("utf-8", "replace")
             return ReadFailed(f"HTTP 200, but no balance: {text!r}", answer.status)
 
@@ -172,7 +186,7 @@ class PacspaceClient:
         if isinstance(balance, ReadFailed):
             return balance
         if isinstance(balance, UnknownKey):
-            return Agreement("agreed" if expected == 0 else "mismatch", expected, balance)
+            return Agreement("unknown_key", expected, balance)
         if not balance.verified:
             return Agreement("pending_verification", expected, balance)
         status: Literal["agreed", "mismatch"] = (
@@ -208,7 +222,23 @@ class PacspaceClient:
         except TimeoutError:
             return AnswerLost(f"no whole answer within {self._request_timeout_seconds:g} s")
         except Exception as error:  # noqa: BLE001 -- whatever a server provokes is an outcome
-            return _classify(error)
+            return self._classify(error)
+
+    def _classify(self, error: Exception) -> NothingSent | AnswerLost:
+        """Tell a request that never left from one that may have arrived.
+
+        The transport maps a connection that broke in the middle to the same httpx error as one that
+        never came about (`ConnectTimeout`); only the cause tells them apart.
+        """
+        match error.__cause__ or error:
+            case aiohttp.ConnectionTimeoutError():
+                waited = f"{self._connect_timeout_seconds:g} s"
+                return NothingSent(f"no connection within {waited}", "timeout")
+            case aiohttp.ClientConnectorError() as cause:
+                return _no_connection(cause)
+            case cause:
+                text = f": {cause}" if str(cause) else ""
+                return AnswerLost(f"{type(cause).__name__}{text}")
 
     def _session(self) -> aiohttp.ClientSession:
         """Called by the transport on its first request, inside the loop."""
@@ -234,15 +264,21 @@ async def _read(response: httpx.Response) -> Answer:
     return Response(response.status_code, headers, b"".join(chunks))
 
 
-def _classify(error: Exception) -> NothingSent | AnswerLost:
-    """Tell a request that never left from one that may have arrived.
-
-    The transport maps a connection that broke in the middle to the same httpx error as one that
-    never came about (`ConnectTimeout`); only the cause tells them apart.
-    """
-    cause = error.__cause__ or error
-    text = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
-    never_connected = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-    if isinstance(cause, never_connected):
-        return NothingSent(text)
-    return AnswerLost(text)
+def _no_connection(error: aiohttp.ClientConnectorError) -> NothingSent:
+    where, cause = Address(error.host, error.port or 0), error.os_error
+    match error, cause:
+        case aiohttp.ClientConnectorDNSError(), _:
+            return NothingSent(f"the name {error.host} does not resolve", "dns")
+        case _, ssl.SSLCertVerificationError():
+            reason = f"the certificate of {where} is not accepted: {cause.verify_message}"
+            return NothingSent(reason, "certificate")
+        case _, ssl.SSLError():
+            why = (cause.reason or str(cause)).replace("_", " ").lower()
+            return NothingSent(f"no TLS with {where}: {why}", "tls")
+        case _, OSError(errno=errno.ECONNREFUSED):
+            return NothingSent(f"nothing listens on {where}", "refused")
+        case _, OSError(errno=errno.ETIMEDOUT):
+            return NothingSent(f"{where} does not answer", "timeout")
+    # The system's words: a library's own repeat the address, or name one of several.
+    why = os.strerror(cause.errno) if cause.errno else str(cause)
+    return NothingSent(f"no connection to {where}: {why}")

@@ -35,6 +35,7 @@ class NothingSent:
     """The request did not leave: no address, no connection, no TLS session."""
 
     reason: str
+    kind: Literal["refused", "dns", "certificate", "tls", "timeout", "other"] = "other"
 
 
 @dataclass(frozen=True, slots=True)

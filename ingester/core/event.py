@@ -186,11 +186,17 @@ _VIOLATIONS: tuple[tuple[re.Pattern[str], RejectionCode, str], ...] = (
 )
 
 
+# What the decoder calls the types of JSON.
+_JSON_TYPES = {"int": "integer", "str": "string", "bool": "boolean", "float": "number"}
+
+
 def _violation(message: str) -> Rejection:
     """Translate the decoder's sentence into a code of ours and a sentence that names the member."""
     for pattern, code, sentence in _VIOLATIONS:
         found = pattern.match(message)
         if found:
             parts = {name: part[:_QUOTED_MAX] for name, part in found.groupdict().items()}
+            for name in parts.keys() & {"want", "got"}:
+                parts[name] = _JSON_TYPES.get(parts[name], parts[name])
             return Rejection(code, sentence.format(**parts))
     return Rejection("wrong_type", message)

@@ -58,18 +58,16 @@ def simulate(
     It validates, accumulates and verifies as documented, honours Idempotency-Key, and says on
     every response that it is a simulator. What it applied: GET /_simulator/report.
 
+    \b
     Examples:
-
       ingester simulate
-
       ingester simulate --listen 127.0.0.1:0 --verify-delay-seconds 2
-
       ingester simulate --idempotency ignore --latency-seconds 0.02
-
       ingester simulate --faults faults.json --seed 7
 
     Every tenth write is applied, but its answer never arrives; then one read is throttled:
 
+    \b
       [{"match": {"method": "POST", "every_nth": 10}, "effect": {"kind": "lose"}},
        {"match": {"method": "GET", "count": 1},
         "effect": {"kind": "answer", "status": 429, "retry_after": 2}}]

@@ -80,7 +80,7 @@ async def test_emit_says_where_the_broker_put_an_event(
     """Events of one account go to one partition in order, with metadata as it was written."""
     metadata = '{"n":123456789012345678901234567890,"d":1.10}'
     first = emit("k", "customer-é", "7", "--metadata", metadata)
-    second = emit("k", "customer-é", "--json", "--", "-8")
+    second = emit("k", "customer-é", "-8", "--json")
 
     one, two = await read_all(kafka.bootstrap_servers, usage_topic)
     assert (one.partition, one.offset, two.offset) == (two.partition, 0, 1)
@@ -125,27 +125,82 @@ async def test_emit_names_the_lines_it_refuses(
     assert ended.returncode == 65
     assert "3 events acknowledged; not sent" in ended.stderr
     assert "line 2: the value is not JSON" in ended.stderr
-    assert "line 4: `bits` must be of type int, not float (wrong_type)" in ended.stderr
+    assert "line 4: `bits` must be of type integer, not number (wrong_type)" in ended.stderr
     assert ended.stdout.count("\n") == 3
     records = await read_all(kafka.bootstrap_servers, usage_topic)
     assert sorted(record.value for record in records) == [each.encode() for each in good]
     assert _says_no_traceback(ended)
 
 
-async def test_emit_refuses_a_single_event_that_is_none(
+def test_emit_names_the_lines_it_refuses_in_json(emit: Run) -> None:
+    """With --json each refused line is an object on standard error, and nothing else is there."""
+    good = '{"key":"k","accountId":"a","bits":1}'
+
+    ended = emit("-", "--json", stdin=f'{good}\n\n[]\n{{"key":"k","accountId":"a"}}\n{good}\n')
+
+    assert ended.returncode == 65
+    assert len([json.loads(line) for line in ended.stdout.splitlines()]) == 2
+    assert [json.loads(line) for line in ended.stderr.splitlines()] == [
+        {"line": 3, "code": "wrong_type", "detail": "the value must be an object, not array"},
+        {"line": 4, "code": "missing_member", "detail": "`bits` is missing"},
+    ]
+
+
+async def test_emit_lets_unknown_members_pass_where_the_worker_would(
     kafka: LocalKafka, emit: Run, usage_topic: str
 ) -> None:
-    """What the worker would set aside does not get onto the topic in the first place."""
-    for arguments in (("", "a", "1"), ("k", "a", str(2**63)), ("k", "a", "1", "--metadata", "[]")):
-        ended = emit(*arguments)
-        assert ended.returncode == 65
-        assert "0 events acknowledged" in ended.stderr
-        assert _says_no_traceback(ended)
-    assert await read_all(kafka.bootstrap_servers, usage_topic) == []
+    """INGESTER_UNKNOWN_MEMBERS=ignore holds for `emit` too; the line goes out as it is."""
+    line = '{"key":"k","accountId":"a","bits":1,"region":"eu"}'
+
+    refused = emit("-", stdin=line)
+    ignored = emit("-", stdin=line, INGESTER_UNKNOWN_MEMBERS="ignore")
+
+    assert (refused.returncode, ignored.returncode) == (65, 0)
+    assert "unknown_member" in refused.stderr
+    records = await read_all(kafka.bootstrap_servers, usage_topic)
+    assert [record.value for record in records] == [line.encode()]
 
 
 @pytest.mark.parametrize(
-    "arguments", [("k",), ("k", "a"), ("k", "a", "many"), ("-", "a", "1"), ("--nonsense",)]
+    ("arguments", "said"),
+    [
+        (("", "a", "1"), "KEY must not be empty"),
+        (("k", "", "1"), "ACCOUNT_ID must not be empty"),
+        (("k", "a", str(2**63)), f"BITS must be from {-(2**63)} to {2**63 - 1}"),
+        (("k", "a", "1", "--metadata", "[]"), "--metadata is no JSON object: Expected `object`"),
+        (("k", "a", "1", "--metadata", "{x"), "--metadata is no JSON object: JSON is malformed"),
+        (("k", "a", "1", "--metadata", '{},"bits":2'), "--metadata is no JSON object"),
+        (("k", "a", "1", "--metadata", '{"a":' * 130 + "1" + "}" * 130), "--metadata nests deeper"),
+        ((b"\xff", "a", "1"), "not UTF-8"),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+def test_emit_refuses_a_single_event_that_is_none(
+    emit: Run, arguments: tuple[str, ...], said: str
+) -> None:
+    """Exit code 64 in the words of the command line, without a word to Kafka."""
+    ended = emit(*arguments, INGESTER_KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
+
+    assert ended.returncode == 64
+    assert said in ended.stderr
+    assert "line 1" not in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("k",),
+        ("k", "a"),
+        ("k", "a", "many"),
+        ("-", "a", "1"),
+        ("--nonsense",),
+        ("k", "--nonsense", "-5"),
+        ("k", "a", "-5", "--nonsense"),
+        ("-5", "a", "1"),
+    ],
+    ids=repr,
 )
 def test_emit_refuses_an_incomplete_command_line(emit: Run, arguments: tuple[str, ...]) -> None:
     """Exit code 64, without a word to Kafka."""
@@ -190,7 +245,7 @@ def test_emit_to_a_topic_that_is_not_there(emit: Run) -> None:
 
     assert time.monotonic() - started_seconds < 10
     assert ended.returncode == 69
-    assert "has no topic usage-nowhere" in ended.stderr
+    assert "has no topic usage-nowhere: correct --topic, or create it" in ended.stderr
     assert "kafka-topics.sh" in ended.stderr
     assert _says_no_traceback(ended)
 
@@ -210,9 +265,10 @@ def test_emit_without_a_broker(emit: Run) -> None:
 async def test_balance_tells_agreed_from_mismatch(
     group_of: GroupOf, emit: Run, balance: Run, usage_topic: str
 ) -> None:
-    """Exit code 0 where the sums agree and 1 where they do not, with both numbers."""
+    """Exit code 0 where the sums agree, 1 where they do not or the key is unknown."""
     group = group_of(usage_topic)
-    assert emit("k/1 é", "a", "500").returncode == 0
+    metadata = '{ "n":1E400, "d":1.10000000000000000000000000001 }'
+    assert emit("k/1 é", "a", "500", "--metadata", metadata).returncode == 0
     group.start()
     await group.settled()
 
@@ -225,17 +281,29 @@ async def test_balance_tells_agreed_from_mismatch(
     assert mismatch.returncode == 1
     assert "Mismatch: 498 is expected, PacSpace has 500 (difference +2)" in mismatch.stdout
     assert unknown.returncode == 1
-    assert "PacSpace has no record of it" in unknown.stdout
-    assert nothing.returncode == 0
-    document = json.loads(balance("k/1 é", "--expect", "498", "--json").stdout)
+    assert unknown.stdout == "Unknown key: PacSpace has no record of nobody; 1 is expected\n"
+    assert nothing.returncode == 1
+    assert nothing.stdout == "Unknown key: PacSpace has no record of nobody; 0 is expected\n"
+    as_json = balance("k/1 é", "--expect", "498", "--json").stdout
+    assert f'"metadata":{metadata}' in as_json
+    document = json.loads(as_json)
     assert (document["status"], document["expected"]) == ("mismatch", 498)
     assert document["balance"]["currentBits"] == 500
     assert document["balance"]["accountId"] == "a"
-    assert json.loads(balance("nobody", "--json").stdout) == {
-        "key": "nobody",
-        "status": "unknown_key",
-        "balance": None,
+    facts = {"key": "nobody", "status": "unknown_key", "balance": None}
+    assert json.loads(balance("nobody", "--json").stdout) == facts
+    assert json.loads(balance("nobody", "--expect", "0", "--json").stdout) == facts | {
+        "expected": 0
     }
+
+
+@pytest.mark.parametrize("key", ["", ".", ".."], ids=repr)
+def test_balance_of_a_key_that_cannot_be_asked_for(balance: Run, key: str) -> None:
+    """Exit code 64, and nothing is asked."""
+    ended = balance(key)
+
+    assert ended.returncode == 64
+    assert f"KEY is {key!r}" in ended.stderr
 
 
 async def test_balance_waits_for_the_verification(
@@ -254,22 +322,25 @@ async def test_balance_waits_for_the_verification(
     assert "Pending verification: PacSpace has 500" in ended.stdout
 
 
-@pytest.mark.parametrize(
-    ("status", "exit_code"), [(401, 77), (403, 77), (500, 69), (429, 69), (404, 69)]
-)
-def test_balance_without_an_answer(
-    balance: Run, simulator: Simulator, status: int, exit_code: int
-) -> None:
+def test_balance_without_an_answer(balance: Run, simulator: Simulator) -> None:
     """Exit code 77 where the key is refused, and 69 for anything else that is no balance."""
-    effect = {"kind": "answer", "status": status, "envelope": "html" if status == 404 else "e1"}
-    simulator.add_faults({"match": {"method": "GET"}, "effect": effect})
+    for status, envelope, exit_code in (
+        (401, "e1", 77),
+        (403, "e2", 77),
+        (404, "html", 69),
+        (429, "e1", 69),
+        (500, "empty", 69),
+    ):
+        effect = {"kind": "answer", "status": status, "envelope": envelope}
+        simulator.clear_faults()
+        simulator.add_faults({"match": {"method": "GET"}, "effect": effect})
 
-    ended = balance("k", "--expect", "500", "--json")
+        ended = balance("k", "--expect", "500", "--json")
 
-    assert ended.returncode == exit_code
-    assert f"HTTP {status}" in ended.stderr
-    assert ended.stdout == ""
-    assert _says_no_traceback(ended)
+        assert ended.returncode == exit_code
+        assert f"HTTP {status}" in ended.stderr
+        assert ended.stdout == ""
+        assert _says_no_traceback(ended)
 
 
 def test_balance_of_an_endpoint_that_is_gone(balance: Run) -> None:

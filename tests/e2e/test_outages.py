@@ -83,11 +83,11 @@ async def test_an_endpoint_that_is_gone_and_comes_back(
 
 
 def _too_many(form: str) -> web.Response:
-    """A 429 that asks for at least two seconds."""
+    """A 429, or a 503, that asks for at least two seconds."""
     headers: dict[str, str] = {}
     body: dict[str, Any] = {"statusCode": 429, "message": "slow down", "code": "CADENCE_LIMIT"}
     match form:
-        case "seconds":
+        case "seconds" | "seconds of a 503":
             headers["Retry-After"] = "2"
         case "date":
             # Dates have whole seconds: rounded up, it is never less than two from now.
@@ -96,11 +96,12 @@ def _too_many(form: str) -> web.Response:
         case "body":
             headers["Retry-After"] = "0"
             body["retryAfterSeconds"] = 2
-    return web.json_response(body, status=429, headers=headers)
+    status = 503 if form == "seconds of a 503" else 429
+    return web.json_response(body, status=status, headers=headers)
 
 
-@pytest.mark.parametrize("form", ["seconds", "date", "body"])
-async def test_no_request_comes_earlier_than_a_429_asks(
+@pytest.mark.parametrize("form", ["seconds", "date", "body", "seconds of a 503"])
+async def test_no_request_comes_earlier_than_the_endpoint_asks(
     group_of: GroupOf, topic: TopicFactory, simulator: Simulator, wire: Wire, form: str
 ) -> None:
     """Retry-After as seconds, as a date and in the body holds back every batch of the worker."""
@@ -121,47 +122,51 @@ async def test_no_request_comes_earlier_than_a_429_asks(
     assert len(others) >= 5
     assert min(write.arrived_seconds for write in others) >= throttled.answered_seconds + 2
     assert simulator.report()["keys"] == totals(events)
-    assert len(worker.events("batch.throttled")) == 1
+    name = "batch.in_doubt" if form == "seconds of a 503" else "batch.throttled"
+    assert [each["attempt"] for each in worker.events(name)] == [1]
 
 
-@pytest.mark.parametrize("status", [401, 402, 403, 404, 412])
 async def test_an_endpoint_that_refuses_everything_is_probed_with_single_requests(
-    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, wire: Wire, status: int
+    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, wire: Wire
 ) -> None:
     """Nothing is lost or dead-lettered, probes go one at a time, and it recovers by itself."""
-
-    async def refuse(_: Write, __: PassOn) -> web.Response:
-        return web.json_response({"statusCode": status, "message": "not now"}, status=status)
-
-    wire.intercept = refuse
     in_flight_max = 4
     group = group_of(await topic(2), wire=wire)
-    events = usage(2000)
-    await group.produce(events)
     worker = group.start(
         requests_in_flight_max=str(in_flight_max),
         backoff_seconds_min="0.1",
-        backoff_seconds_max="0.4",
+        backoff_seconds_max="0.2",
     )
+    events = []
+    for status in (401, 402, 403, 404, 412):
 
-    async def probed() -> bool:
-        return len(wire.writes) >= in_flight_max + 4
+        async def refuse(_: Write, __: PassOn, status: int = status) -> web.Response:
+            return web.json_response({"statusCode": status, "message": "not now"}, status=status)
 
-    await eventually_async(probed)
-    assert f"HTTP {status}" in worker.status()["blocked"]
-    assert await group.committed() == {}
-    probes = list(wire.writes[in_flight_max - 1 :])
-    for probe, following in pairwise(probes):
-        assert probe.answered_seconds is not None
-        assert following.arrived_seconds >= probe.answered_seconds + 0.1
+        async def probed() -> bool:
+            return len(wire.writes) >= in_flight_max + 4
 
-    wire.intercept = None
-    await group.settled()
-    assert worker.status()["blocked"] is None
-    (blocked,) = worker.events("pacspace.blocked")
-    assert blocked["level"] == "error"
-    assert f"HTTP {status}" in blocked["reason"]
-    assert len(worker.events("pacspace.unblocked")) == 1
+        settled = await group.committed()
+        wire.writes.clear()
+        wire.intercept = refuse
+        more = usage(1000, first=len(events))
+        events += more
+        await group.produce(more)
+        await eventually_async(probed)
+        assert f"HTTP {status}" in worker.status()["blocked"]
+        assert await group.committed() == settled
+        probes = list(wire.writes[in_flight_max - 1 :])
+        for probe, following in pairwise(probes):
+            assert probe.answered_seconds is not None
+            assert following.arrived_seconds >= probe.answered_seconds + 0.1
+
+        wire.intercept = None
+        await group.settled()
+        assert worker.status()["blocked"] is None
+        blocked = worker.events("pacspace.blocked")[-1]
+        assert blocked["level"] == "error"
+        assert f"HTTP {status}" in blocked["reason"]
+    assert len(worker.events("pacspace.blocked")) == len(worker.events("pacspace.unblocked")) == 5
     assert simulator.report()["keys"] == totals(events)
     assert await group.dead_letters() == []
 

@@ -136,4 +136,55 @@ async def test_a_rebalance_waits_for_requests_in_flight(
     await group.settled()
     report = simulator.report()
     assert report["keys"] == totals(events)
+    assert report["replayed"] == 0
     assert [each["drained"] for each in first.events("partitions.revoked")] == [True]
+
+
+async def test_a_paused_worker_cannot_commit_over_its_successor(
+    group_of: GroupOf, topic: TopicFactory, simulator: Simulator
+) -> None:
+    """A worker that comes back after the group has given it up is fenced, and joins again."""
+    simulator.add_faults({"match": {"method": "POST", "count": 1}, "latency_seconds": 1.0})
+    group = group_of(await topic())
+    events = usage(400)
+    await group.produce(events[:100], partition=0)
+    settings = {"session_timeout_seconds": "2", "linger_seconds": "0.5"}
+    paused = group.start(**settings)
+    eventually(paused.ready)
+    eventually(lambda: paused.status()["requestsInFlight"] == 1)
+    paused.process.pause()
+    successor = group.start(**settings)
+    eventually(successor.ready)
+    await group.produce(events[100:], partition=0)
+    await group.settled()
+
+    paused.process.resume()
+
+    eventually(lambda: paused.events("commit.retried"))
+    assert "the group has gone on without" in paused.events("commit.retried")[0]["reason"]
+    eventually(lambda: len(paused.events("partitions.assigned")) == 2)
+    assert await group.committed() == {0: 400}
+    assert simulator.report()["keys"] == totals(events)
+
+
+async def test_a_static_member_keeps_its_share_over_a_restart(
+    group_of: GroupOf, topic: TopicFactory, simulator: Simulator
+) -> None:
+    """With INGESTER_GROUP_INSTANCE_ID a worker is back at once, and its partitions never moved."""
+    group = group_of(await topic(PARTITIONS))
+    settings = {"session_timeout_seconds": "60"}
+    other = group.start(group_instance_id="other", **settings)
+    worker = group.start(group_instance_id="restarted", **settings)
+    await share([worker, other], group.topics[0])
+    had, kept, seen = worker.assigned(), other.assigned(), len(other.events("partitions.assigned"))
+    worker.process.terminate()
+    assert worker.process.wait() == 0
+    await group.produce(usage(200))
+
+    again = group.start(group_instance_id="restarted", **settings)
+
+    eventually(lambda: again.assigned() == had)
+    assert other.assigned() == kept
+    assert len(other.events("partitions.assigned")) == seen
+    await group.settled()
+    assert simulator.report()["keys"] == totals(usage(200))

@@ -50,6 +50,24 @@ async def test_a_signal_under_load_settles_what_was_read_and_nothing_twice(
     assert report["replayed"] == 0
 
 
+async def test_a_signal_does_not_wait_for_the_linger(
+    group_of: GroupOf, topic: TopicFactory, simulator: Simulator
+) -> None:
+    """Events that wait for their batch to fill are settled at once when the worker is to leave."""
+    group = group_of(await topic())
+    worker = group.start(linger_seconds="200")
+    eventually(worker.ready)
+    await group.produce(usage(5), partition=0)
+    eventually(lambda: worker.status()["bufferedBytes"] > 0)
+    assert simulator.report()["items"] == 0
+
+    worker.process.terminate()
+
+    assert worker.process.wait(10) == 0
+    assert await group.committed() == {0: 5}
+    assert simulator.report()["keys"] == totals(usage(5))
+
+
 async def test_a_request_without_an_answer_is_given_up_at_the_drain_deadline(
     group_of: GroupOf, topic: TopicFactory, simulator: Simulator
 ) -> None:
@@ -94,7 +112,7 @@ async def test_a_second_signal_ends_it_at_once(
 
     worker.process.signal(number)
 
-    assert worker.process.wait(5) == 128 + number
+    assert worker.process.wait(10) == 128 + number
     assert await group.committed() == {}
 
 
@@ -114,7 +132,7 @@ def test_a_signal_while_kafka_is_awaited(
 
         worker.process.terminate()
 
-        assert worker.process.wait(5) == 0
+        assert worker.process.wait(10) == 0
     assert worker.events("worker.stopped")[0]["drained"] is True
     assert "Traceback" not in worker.process.log()
 
@@ -127,10 +145,10 @@ async def test_a_signal_to_an_idle_worker(group_of: GroupOf, topic: TopicFactory
 
     worker.process.terminate()
 
-    assert worker.process.wait(5) == 0
+    assert worker.process.wait(10) == 0
     # A member that did not say goodbye would keep the partition for its session.
     successor = group.start()
-    eventually(successor.ready, 5)
+    eventually(successor.ready, 20)
     assert successor.assigned() == [f"{group.topics[0]}:0"]
 
 

@@ -16,13 +16,25 @@ from tests.support.waiting import eventually
 from tests.support.workers import Group, totals, usage
 
 GroupOf = Callable[..., Group]
+SettingsFor = Callable[..., dict[str, str]]
+PACSPACE = {"INGESTER_PACSPACE_URL": "http://127.0.0.1:9", "PACSPACE_API_KEY": "pk_test_a.b"}
 
 
-def test_an_unreachable_broker(group_of: GroupOf, ingesters: Ingesters) -> None:
+@pytest.fixture
+def settings_for(kafka: LocalKafka, ingesters: Ingesters) -> SettingsFor:
+    """The settings of a worker on a topic that does not get as far as PacSpace."""
+
+    def settings(topic: str, **changed: str) -> dict[str, str]:
+        return Group(kafka, ingesters, PACSPACE, [topic]).settings(http_listen="off", **changed)
+
+    return settings
+
+
+def test_an_unreachable_broker(settings_for: SettingsFor, ingesters: Ingesters) -> None:
     """Exit code 69 when INGESTER_STARTUP_TIMEOUT_SECONDS have passed, and the address is named."""
     (port,) = free_ports(1)
-    settings = group_of("usage").settings(
-        kafka_bootstrap_servers=f"127.0.0.1:{port}", startup_timeout_seconds="3", http_listen="off"
+    settings = settings_for(
+        "usage", kafka_bootstrap_servers=f"127.0.0.1:{port}", startup_timeout_seconds="3"
     )
     started_seconds = time.monotonic()
 
@@ -39,11 +51,11 @@ def test_an_unreachable_broker(group_of: GroupOf, ingesters: Ingesters) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_a_missing_topic(group_of: GroupOf, ingesters: Ingesters) -> None:
+def test_a_missing_topic(settings_for: SettingsFor, ingesters: Ingesters) -> None:
     """Exit code 69 with the command that would create the topic; it is never created unasked."""
-    settings = group_of("usage-nowhere").settings(startup_timeout_seconds="3", http_listen="off")
-
-    ended = ingesters.run("run", settings=settings)
+    ended = ingesters.run(
+        "run", settings=settings_for("usage-nowhere", startup_timeout_seconds="2")
+    )
 
     assert ended.returncode == 69
     last = ended.stderr.splitlines()[-1]
@@ -83,10 +95,13 @@ async def test_a_topic_that_comes_late(
     ],
 )
 def test_wrong_settings(
-    group_of: GroupOf, ingesters: Ingesters, changed: dict[str, str], said: str
+    settings_for: SettingsFor,
+    ingesters: Ingesters,
+    changed: dict[str, str],
+    said: str,
 ) -> None:
     """Exit code 78 before anything is reached, with the setting's name and without its secret."""
-    ended = ingesters.run("run", settings={**group_of("usage").settings(), **changed})
+    ended = ingesters.run("run", settings={**settings_for("usage"), **changed})
 
     assert ended.returncode == 78
     assert said in ended.stderr

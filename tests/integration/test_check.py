@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
@@ -83,6 +84,21 @@ async def test_a_cluster_is_described(kafka: LocalKafka, topic: TopicFactory) ->
     assert len(facts.brokers) == 1
     assert not facts.unreachable_brokers
     assert not facts.refused_topics
+
+
+async def test_a_group_of_one_is_counted_in_the_singular(
+    kafka: LocalKafka, topic: TopicFactory
+) -> None:
+    """A group is told with its state and how many members it has."""
+    name = await topic(1)
+    async with AIOKafkaConsumer(
+        name, bootstrap_servers=kafka.bootstrap_servers, group_id=f"{name}-group"
+    ) as consumer:
+        await consumer.getmany(timeout_ms=0)
+
+        facts = await asking(kafka.bootstrap_servers).describe([], f"{name}-group")
+
+    assert facts.group == "stable, 1 member"
 
 
 async def test_a_topic_is_created_once(kafka: LocalKafka) -> None:
@@ -321,7 +337,7 @@ async def test_what_keeps_a_request_from_leaving(kafka: LocalKafka, topic: Topic
     """Names, refused connections and TLS are told apart by what to do about them."""
     name = await topic()
     (port,) = free_ports(1)
-    remedies = {}
+    remedies: dict[str, str] = {}
     async with (
         server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as plain,
         server(None, tls=self_signed()) as untrusted,
@@ -345,7 +361,9 @@ async def test_what_keeps_a_request_from_leaving(kafka: LocalKafka, topic: Topic
 async def test_the_command(
     kafka: LocalKafka, topic: TopicFactory, simulator: Simulator, ingesters: Ingesters
 ) -> None:
-    """`ingester check` ends with 0 when all is well, and its JSON has everything but secrets."""
+    """`ingester check` ends with 0 when all is well, and its JSON has everything but secrets, each
+    value with its type.
+    """
     name = await topic()
     settings = {
         "INGESTER_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
@@ -362,10 +380,21 @@ async def test_the_command(
     assert (document.returncode, document.stderr) == (0, "")
     said = json.loads(document.stdout)
     assert said["exit_code"] == 0
-    assert said["settings"]["INGESTER_TOPIC"] == {
-        "value": name,
-        "origin": "environment INGESTER_TOPIC",
+    shown = said["settings"]
+    assert shown["INGESTER_TOPIC"] == {"value": [name], "origin": "environment INGESTER_TOPIC"}
+    assert shown["INGESTER_DRAIN_TIMEOUT_SECONDS"] == {
+        "value": None,
+        "effective": 8,
+        "origin": "default",
     }
+    assert shown["INGESTER_DEAD_LETTER_TOPIC"]["effective"] == {name: f"{name}.dead-letters"}
+    assert {
+        "INGESTER_BODY_BYTES_MAX": 2**20,
+        "INGESTER_LINGER_SECONDS": 0.05,
+        "INGESTER_KAFKA_SASL_USERNAME": None,
+        "INGESTER_HTTP_LISTEN": "127.0.0.1:8080",
+        "PACSPACE_API_KEY": "pk_test_public.***",
+    }.items() <= {name: each["value"] for name, each in shown.items()}.items()
     assert {each["status"] for each in said["checks"]} == {"ok"}
     assert SECRET not in text.stdout + document.stdout
 

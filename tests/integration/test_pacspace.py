@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from socket import SO_LINGER, SOL_SOCKET
 from urllib.parse import unquote
 
+import msgspec
 import pytest
 
 from ingester.core.delivery import (
@@ -21,16 +24,20 @@ from ingester.core.delivery import (
     Blocked,
     Deferred,
     InDoubt,
+    NothingSent,
     Outcome,
     Refused,
     Response,
     Throttled,
 )
 from ingester.core.event import UsageEvent
+from ingester.local_kafka import free_ports
 from ingester.pacspace import Agreement, Balance, PacspaceClient, ReadFailed, UnknownKey
+from ingester.settings import PacspaceSettings
 from ingester.simulator.options import Options
 from ingester.simulator.server import running
 
+SELF_SIGNED = Path(__file__).parents[1] / "support" / "self_signed.pem"
 API_KEY = "pk_test_public.secret"
 ACKNOWLEDGEMENT = b'{"statusCode":202,"data":{"batchId":"batch_1","itemCount":1}}'
 BALANCE = {
@@ -83,9 +90,9 @@ class Endpoint:
 
 
 @asynccontextmanager
-async def endpoint(script: Script) -> AsyncIterator[Endpoint]:
+async def endpoint(script: Script, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Endpoint]:
     found = Endpoint(script)
-    server = await asyncio.start_server(found.serve, "127.0.0.1", 0, limit=2**22)
+    server = await asyncio.start_server(found.serve, "127.0.0.1", 0, limit=2**22, ssl=tls)
     async with server:
         host, port = server.sockets[0].getsockname()
         found.url = f"http://{host}:{port}"
@@ -261,19 +268,56 @@ async def test_a_refused_connection_is_deferred() -> None:
     assert isinstance(await written(url), Deferred)
 
 
+async def no_tls(
+    found: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    await reader.read(100)
+    writer.write(b"this is no TLS")
+
+
+async def silence(
+    found: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    await reader.read()  # until the client goes
+
+
 async def test_a_failed_tls_handshake_is_deferred() -> None:
     """The request does not leave before there is a session."""
-
-    async def script(
-        found: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        await reader.read(100)
-        writer.write(b"this is no TLS")
-
-    async with endpoint(script) as found:
+    async with endpoint(no_tls) as found:
         outcome = await written(found.url.replace("http:", "https:"))
 
     assert isinstance(outcome, Deferred)
+
+
+async def test_what_kept_a_request_from_leaving_is_said_in_an_operators_words() -> None:
+    """Each kind has a sentence with the address and nothing of the client's own."""
+    (port,) = free_ports(1)
+    certified = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certified.load_cert_chain(SELF_SIGNED)
+    async with (
+        endpoint(silence) as silent,
+        endpoint(no_tls) as plain,
+        endpoint(closing_after(b""), tls=certified) as untrusted,
+    ):
+        where = [each.url.removeprefix("http://") for each in (silent, plain, untrusted)]
+        expected = {
+            f"http://127.0.0.1:{port}": ("refused", f"nothing listens on 127.0.0.1:{port}"),
+            "https://pacspace.invalid": ("dns", "the name pacspace.invalid does not resolve"),
+            f"https://{where[0]}": ("timeout", "no connection within 0.5 s"),
+            f"https://{where[1]}": ("tls", f"no TLS with {where[1]}: wrong version number"),
+            f"https://{where[2]}": (
+                "certificate",
+                f"the certificate of {where[2]} is not accepted: self-signed certificate",
+            ),
+        }
+        actual = {}
+        for url in expected:
+            async with PacspaceClient(url, API_KEY, connect_timeout_seconds=0.5) as client:
+                answer = await client.get("/status")
+            assert isinstance(answer, NothingSent)
+            actual[url] = (answer.kind, answer.reason)
+
+    assert expected == actual
 
 
 @pytest.mark.parametrize(
@@ -424,9 +468,11 @@ async def test_a_bare_answer_is_for_probes() -> None:
 
 
 async def test_a_balance_is_read_with_all_its_members() -> None:
-    """Bits beyond 64 bits and metadata are kept."""
-    document = {"data": BALANCE | {"currentBits": 2**70, "metadata": {"plan": "pro"}}}
-    async with endpoint(answering(response(200, json.dumps(document).encode()))) as found:
+    """Bits beyond 64 bits are kept, and metadata character by character."""
+    metadata = b'{ "n":1E400, "d":1.10000000000000000000000000001, "l":"\xc3\xa9" }'
+    document = json.dumps({"data": BALANCE | {"currentBits": 2**70, "metadata": 0}}).encode()
+    document = document.replace(b'"metadata": 0', b'"other": -1E400, "metadata": ' + metadata)
+    async with endpoint(answering(response(200, document))) as found:
         assert await read(found.url) == Balance(
             key="k",
             account_id="a",
@@ -434,7 +480,7 @@ async def test_a_balance_is_read_with_all_its_members() -> None:
             total_writes=3,
             last_write_at="2025-06-10T14:30:00.000Z",
             verified=True,
-            metadata={"plan": "pro"},
+            metadata=msgspec.Raw(metadata),
         )
 
 
@@ -467,6 +513,7 @@ async def test_only_the_api_knows_that_a_key_is_unknown() -> None:
         (200, json.dumps({"data": BALANCE | {"currentBits": "500"}}).encode()),
         (200, json.dumps({"data": BALANCE | {"currentBits": 500.0}}).encode()),
         (200, json.dumps({"data": BALANCE | {"currentBits": True}}).encode()),
+        (200, json.dumps({"data": BALANCE}).encode()[:-2] + b',"metadata":{"x":"\xff"}}}'),
         (200, b'{"data":' + b"[" * 500_000 + b"]" * 500_000 + b"}"),
         (200, b'{"data":{"currentBits":' + b"9" * 5000 + b"}}"),
     ],
@@ -521,19 +568,17 @@ async def test_agreement_needs_a_verified_balance(
     assert isinstance(agreement.balance, Balance)
 
 
-async def test_a_key_without_records_agrees_with_nothing_written() -> None:
-    """And with no other sum; a read that failed says nothing at all."""
+async def test_a_key_without_records_agrees_with_no_sum() -> None:
+    """Not even with 0: the key may be misspelt. A read that failed says nothing at all."""
     unknown = response(404, b'{"message":"No record found for key: k"}')
     async with (
         endpoint(answering(unknown)) as found,
         PacspaceClient(found.url, API_KEY) as client,
     ):
-        assert await client.verify_agreement("k", expected=0) == Agreement(
-            "agreed", 0, UnknownKey("k")
-        )
-        assert await client.verify_agreement("k", expected=1) == Agreement(
-            "mismatch", 1, UnknownKey("k")
-        )
+        for expected in (0, 1):
+            assert await client.verify_agreement("k", expected=expected) == Agreement(
+                "unknown_key", expected, UnknownKey("k")
+            )
     async with PacspaceClient(found.url, API_KEY) as client:
         assert isinstance(await client.verify_agreement("k", expected=0), ReadFailed)
 
@@ -557,6 +602,26 @@ async def test_recorded_usage_is_in_the_balance_once() -> None:
     assert agreement.status == "agreed"
     assert isinstance(agreement.balance, Balance)
     assert agreement.balance.total_writes == 3
+
+
+async def test_a_client_is_made_from_settings() -> None:
+    """Address, key and timeouts are those of the settings."""
+    async with endpoint(silence) as found:
+        settings = PacspaceSettings.model_validate(
+            {
+                "pacspace_url": found.url,
+                "pacspace_api_key": API_KEY,
+                "connect_timeout_seconds": 0.1,
+                "request_timeout_seconds": 0.3,
+            }
+        )
+        async with PacspaceClient.from_settings(settings) as client:
+            assert await client.get("/x") == AnswerLost("no whole answer within 0.3 s")
+    async with endpoint(closing_after(b"")) as found:
+        there = settings.model_copy(update={"pacspace_url": found.url})
+        async with PacspaceClient.from_settings(there) as client:
+            await client.get("/x")
+    assert found.requests[0].headers["x-api-key"] == API_KEY
 
 
 async def test_a_write_of_nothing_is_a_mistake_of_the_caller() -> None:

@@ -148,6 +148,8 @@ def mutated(draw: st.DrawFn) -> bytes:
 @given(st.binary(max_size=600) | mutated())
 @example(b'{"key":"k","accountId":"a","bits":1,"metadata":{"a":"\x01\\n"}           }')
 @example(b'{"key":"\\udc00","accountId":"a","bits":1}')
+@example(b'{"key":"k","accountId":"a","bits":1,"metadata":{"a":"\xff"}}')
+@example(b'{"key":"k","accountId":"a","bits":1,"bits":1}')
 @example(b"[" * 600)
 @example(b'{"a":' * 200 + b'"' + b"[" * 200)
 def test_no_bytes_raise_and_what_is_accepted_is_json(value: bytes) -> None:
@@ -198,7 +200,11 @@ def test_a_member_that_occurs_twice_is_refused_by_name(
 
 
 @settings(max_examples=50)
-@given(st.integers(1, 400), st.sampled_from(["[", '{"a":']), st.sampled_from(["", "[{]}", '\\"[']))
+@given(
+    st.integers(1, 400) | st.integers(NESTING_MAX - 4, NESTING_MAX),
+    st.sampled_from(["[", '{"a":']),
+    st.sampled_from(["", "[{]}", '\\"[']),
+)
 def test_nesting_is_bounded_where_it_is_said(depth: int, opening: str, text: str) -> None:
     """Metadata of any depth is accepted up to the bound, whatever brackets its strings hold."""
     closing = "]" if opening == "[" else "}"

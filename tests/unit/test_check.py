@@ -43,14 +43,14 @@ class Kafka:
         self, name: str, partitions: int, config: Mapping[str, str], *, validate_only: bool
     ) -> Literal["created", "exists"]:
         assert (name, validate_only) in [(topic, True) for topic in self.asked], "created something"
-        assert partitions
+        assert partitions == 1
         assert config["retention.ms"] == "-1"
         if self.creation:
             raise self.creation
         return "created"
 
-    def create_command(self, name: str, partitions: int, config: Mapping[str, str]) -> str:
-        return f"kafka-topics.sh --create --topic {name} --partitions {partitions} {dict(config)}"
+    def missing_topic(self, name: str) -> UnavailableError:
+        return UnavailableError(f"No topic {name}. Create it.")
 
 
 @dataclass
@@ -127,7 +127,7 @@ async def test_a_missing_topic_comes_with_the_command_that_makes_it() -> None:
     results = await checked(Kafka(facts))
 
     assert results["topic usage"].exit_code == 69
-    assert "kafka-topics.sh --create --topic usage" in results["topic usage"].remedy
+    assert results["topic usage"].detail == "No topic usage. Create it."
     assert "dead-letter topic usage.dead-letters" not in results
 
 
@@ -139,7 +139,7 @@ async def test_a_missing_dead_letter_topic_is_the_workers_to_create() -> None:
 
     result = results["dead-letter topic usage.dead-letters"]
     assert result.status == "ok"
-    assert result.detail == "does not exist yet; the worker creates it with 8 partitions"
+    assert result.detail == "does not exist yet; the worker creates it with 1 partition"
 
 
 async def test_a_dead_letter_topic_that_cannot_be_created_is_a_failure() -> None:
@@ -152,14 +152,16 @@ async def test_a_dead_letter_topic_that_cannot_be_created_is_a_failure() -> None
 
 
 async def test_a_shared_dead_letter_topic_is_checked_once() -> None:
-    """One dead-letter topic for several usage topics is as wide as the widest of them."""
+    """One dead-letter topic for several usage topics has one result."""
     facts = KafkaFacts(("1",), {}, {"a": 3, "b": 12, "dead": None}, frozenset(), "empty")
     kafka = Kafka(facts)
 
     results = await checked(kafka, INGESTER_TOPIC="a,b", INGESTER_DEAD_LETTER_TOPIC="dead")
 
     assert kafka.asked == ["a", "b", "dead", "pacspace-ingester"]
-    assert results["dead-letter topic dead"].detail.endswith("12 partitions")
+    assert results["dead-letter topic dead"].detail.endswith(
+        "the worker creates it with 1 partition"
+    )
 
 
 async def test_what_the_login_may_not_see_is_named_with_the_permission() -> None:
@@ -206,7 +208,7 @@ async def test_an_advertised_address_that_does_not_work_is_a_failure() -> None:
         (Response(200, {}, b"<html>welcome</html>"), "failed", 69, "other than PacSpace"),
         (Response(200, {}, b"\xff"), "failed", 69, "other than PacSpace"),
         (Response(301, {}, b""), "failed", 69, "other than PacSpace"),
-        (NothingSent("ClientConnectorDNSError: nope"), "failed", 69, "nope"),
+        (NothingSent("the name x does not resolve", "dns"), "failed", 69, "does not resolve"),
         (AnswerLost("no whole answer within 30 s"), "failed", 69, "within 30 s"),
     ],
 )  # fmt: skip
@@ -231,6 +233,18 @@ def test_the_settings_are_shown_with_their_origin_and_without_secrets() -> None:
     assert lines["INGESTER_COALESCE"] == ["off", "default"]
     assert len(lines) == len(Settings.model_fields)
     assert SECRET not in text
+
+
+def test_what_holds_where_nothing_is_set_is_shown() -> None:
+    """The drain timeout and the dead-letter topics have values of their own when they are unset."""
+    unset = render_settings(loaded(INGESTER_TOPIC="a,b"))
+    chosen = render_settings(
+        loaded(INGESTER_DRAIN_TIMEOUT_SECONDS="3", INGESTER_DEAD_LETTER_TOPIC="dead")
+    )
+
+    assert "  8 (four fifths of the session timeout)  default" in unset
+    assert "  a.dead-letters,b.dead-letters " in unset
+    assert {"3", "dead"} <= {line.split()[1] for line in chosen.splitlines()}
 
 
 def test_a_failure_is_rendered_with_what_to_do() -> None:

@@ -181,10 +181,14 @@ def test_an_end_of_an_outage_does_not_undercut_retry_after(outcome: Outcome) -> 
     slow, other, third = add(dispatching, 3)
     started(dispatching, 0.0)
     end(dispatching, slow, InDoubt("HTTP 202", 202, 60.0), 0.0)
-    end(dispatching, other, outcome, 0.0)
-    end(dispatching, third, ACKNOWLEDGED, 1.0)
+    for now in (0.0, 10.0):
+        end(dispatching, other, outcome, now)
+        assert started(dispatching, now + 5.0) == [other]
+    end(dispatching, other, outcome, 20.0, jitter=0.999)
+    end(dispatching, third, ACKNOWLEDGED, 20.0)
 
-    assert started(dispatching, 59.0) == [other]
+    assert started(dispatching, 20.0) == [other]
+    assert started(dispatching, 59.9) == []
     assert started(dispatching, 60.0) == [slow]
 
 

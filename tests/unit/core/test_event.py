@@ -81,24 +81,32 @@ def test_what_is_not_json_is_called_so(value: bytes) -> None:
     assert rejection.detail.startswith("the value is not JSON: ")
 
 
-@pytest.mark.parametrize("value", [b"[]", b"null", b"3", b'"text"', b"true"], ids=repr)
-def test_a_value_has_to_be_an_object(value: bytes) -> None:
-    """JSON that is no object is of the wrong type, and says of which."""
-    rejection = reject(value)
-
-    assert rejection.code == "wrong_type"
-    assert rejection.detail.startswith("the value must be an object, not ")
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (b"[]", "array"),
+        (b"null", "null"),
+        (b"3", "integer"),
+        (b"3.5", "number"),
+        (b'"text"', "string"),
+        (b"true", "boolean"),
+    ],
+    ids=repr,
+)
+def test_a_value_has_to_be_an_object(value: bytes, kind: str) -> None:
+    """JSON that is no object is of the wrong type, and says of which in JSON's words."""
+    assert reject(value) == Rejection("wrong_type", f"the value must be an object, not {kind}")
 
 
 @pytest.mark.parametrize(
     ("bits", "kind"),
     [
-        (b"true", "bool"),
-        (b"false", "bool"),
-        (b"1.0", "float"),
-        (b"1.5", "float"),
-        (b"1e3", "float"),
-        (b'"1"', "str"),
+        (b"true", "boolean"),
+        (b"false", "boolean"),
+        (b"1.0", "number"),
+        (b"1.5", "number"),
+        (b"1e3", "number"),
+        (b'"1"', "string"),
         (b"null", "null"),
         (b"[1]", "array"),
         (b"{}", "object"),
@@ -108,7 +116,7 @@ def test_a_value_has_to_be_an_object(value: bytes) -> None:
 def test_only_a_json_integer_is_bits(bits: bytes, kind: str) -> None:
     """A bool, a float (integral ones too), a string or null is not taken for an integer."""
     assert reject(with_bits(bits)) == Rejection(
-        "wrong_type", f"`bits` must be of type int, not {kind}"
+        "wrong_type", f"`bits` must be of type integer, not {kind}"
     )
 
 
@@ -160,7 +168,7 @@ def test_names_have_to_be_strings(member: str, other: bytes) -> None:
     rejection = reject(BARE.replace(b'"k"' if member == "key" else b'"a"', other))
 
     assert rejection.code == "wrong_type"
-    assert rejection.detail.startswith(f"`{member}` must be of type str, not ")
+    assert rejection.detail.startswith(f"`{member}` must be of type string, not ")
 
 
 @pytest.mark.parametrize("metadata", [b"[]", b"[{}]", b'"}"', b"1", b"true", b"1.5"], ids=repr)

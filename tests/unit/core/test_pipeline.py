@@ -492,6 +492,20 @@ def test_the_next_owner_sends_the_same_request_under_the_same_key() -> None:
     )
 
 
+def test_dead_letters_of_a_forgotten_batch_are_left_to_the_next_owner() -> None:
+    """A write that failed is not made again for a batch that is read again anyway."""
+    scenario = Scenario()
+    write, send = scenario.fetch(with_values(b"", None))
+    assert isinstance(write, WriteDeadLetters)
+    assert isinstance(send, SendBatch)
+    scenario.not_written(write.batch)
+    scenario.answer(send.batch, DEFERRED)
+    scenario.revocation_started()
+    assert scenario.pipeline.drained
+
+    assert scenario.wake() == []
+
+
 def test_a_halt_ends_with_the_assignment() -> None:
     """The next owner tries again, and halts again if nothing was resolved."""
     scenario = Scenario()

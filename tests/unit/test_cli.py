@@ -1,0 +1,47 @@
+"""What the command line says of itself."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from ingester.cli import app
+
+
+def said(*arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments, terminal_width=80)
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_no_summary_is_cut() -> None:
+    """Each command's first sentence fits into a terminal of 80 columns."""
+    commands = said("--help").partition("Commands:\n")[2].splitlines()
+
+    assert {line.split()[0] for line in commands} == {
+        "run",
+        "check",
+        "emit",
+        "balance",
+        "simulate",
+        "demo",
+    }
+    for line in commands:
+        assert line.endswith("."), line
+        assert not line.endswith("..."), line
+
+
+@pytest.mark.parametrize(
+    ("command", "example"),
+    [
+        ("run", "  INGESTER_PACSPACE_URL=https://app.pacspace.io PACSPACE_API_KEY=pk_test_... ing"),
+        ("check", "  ingester check --config ingester.toml --json\n"),
+        ("emit", "  ingester emit settlement-2025-06 customer-acme -5\n"),
+        ("balance", "  ingester balance settlement-2025-06 --expect 500 --json\n"),
+        ("simulate", ', "every_nth": 10}, "effect": {"kind": "lose"}},\n'),
+        ("demo", "  ingester demo --keep\n"),
+    ],
+)  # fmt: skip
+def test_examples_keep_their_lines(command: str, example: str) -> None:
+    """An example in a command's help can be copied as it stands."""
+    assert example in said(command, "--help")
