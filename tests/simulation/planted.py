@@ -20,7 +20,8 @@ from ingester.core.intent import Ledger
 from ingester.core.messages import AttemptEnded, DeadLettersWritten, ResumePartitions, SendBatch
 from ingester.core.offsets import OffsetTracker
 from ingester.core.pipeline import Pipeline
-from tests.simulation import process as process_module
+from tests.simulation import errands as errands_module
+from tests.simulation.errands import Errands
 from tests.simulation.process import Process
 
 BUGS: dict[str, Callable[[], AbstractContextManager[object]]] = {}
@@ -149,10 +150,10 @@ BUGS["a linger cuts a frozen batch"] = lambda: patch.object(
     BatchBuilder, "may_be_cut", property(lambda self: self._first is not None)
 )
 BUGS["the key depends on the attempt"] = lambda: patch.object(
-    Process, "key_of", lambda _, batch, attempt: f"{batch.idempotency_key}-{attempt}"
+    Errands, "key_of", lambda _, batch, attempt: f"{batch.idempotency_key}-{attempt}"
 )
 BUGS["the key depends on the epoch"] = lambda: patch.object(
-    Process, "key_of", lambda self, batch, _: f"{batch.idempotency_key}-{self.number}"
+    Errands, "key_of", lambda self, batch, _: f"{batch.idempotency_key}-{self._process.number}"
 )
 BUGS["takes a frozen range for whole that is not"] = lambda: patch.object(
     BatchBuilder, "_is", lambda self, _: self._first is not None
@@ -188,9 +189,11 @@ def commits_before_the_receipt(self, delivery, commands):
 @plant(Pipeline, "_advance")
 def writes_receipts_of_what_is_not_recorded(self, delivery, commands):
     """It was so."""
-    if delivery.done and self._limits.receipts:
+    early = self.__dict__.setdefault("_early", set())
+    if delivery.done and self._limits.receipts and delivery not in early:
+        early.add(delivery)
         self._write(delivery, commands)
-    elif delivery.done:
+    elif delivery.done and not self._limits.receipts:
         self._settle(delivery)
 
 
@@ -233,14 +236,14 @@ def takes_a_doubt_for_an_acknowledgement(self, fact, now, commands):
     _attempt_ended(self, fact, now, commands)
 
 
-@plant(process_module, "judge")
+@plant(errands_module, "judge")
 def takes_any_success_for_an_acknowledgement(answer, *, items_count, now):
     if isinstance(answer, Response) and answer.status < 300:
         return Acknowledged("batch_0", answer.status)
     return _judge(answer, items_count=items_count, now=now)
 
 
-_judge = process_module.judge
+_judge = errands_module.judge
 
 
 @plant(OffsetTracker, "settle")

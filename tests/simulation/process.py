@@ -7,40 +7,21 @@ has begun goes on without it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, assert_never
 
-from ingester.core.batch import Batch
-from ingester.core.delivery import (
-    AnswerLost,
-    Blocked,
-    Deferred,
-    NothingSent,
-    Outcome,
-    Refused,
-    Throttled,
-    judge,
-)
 from ingester.core.event import event_decoder
 from ingester.core.intent import Ledger, decode
 from ingester.core.messages import (
-    AttemptEnded,
     Command,
     Commit,
-    CommitFailed,
     CommitOffsets,
-    DeadLettersNotWritten,
-    DeadLettersWritten,
     DrainRequested,
     Fact,
     HaltPartition,
-    OffsetsCommitted,
     PartitionsAssigned,
     PartitionsRevoked,
     PausePartitions,
     ReadFailed,
-    ReceiptNotWritten,
-    ReceiptWritten,
     RecordsFetched,
     ResumePartitions,
     RevocationStarted,
@@ -53,10 +34,10 @@ from ingester.core.messages import (
 from ingester.core.pipeline import Pipeline
 from ingester.core.record import TopicPartition
 from tests.simulation.conduct import Conduct
+from tests.simulation.errands import Errands
 from tests.simulation.oracle import promise
 from tests.simulation.plan import (
     DRAIN_SECONDS_MAX,
-    REQUEST_TIMEOUT_SECONDS,
     SESSION_TIMEOUT_SECONDS,
 )
 from tests.support.records import LogRecord
@@ -66,7 +47,6 @@ if TYPE_CHECKING:
 
 _HEARTBEAT_SECONDS = 3.0
 _RECORD_BYTES = 700  # about what a dead letter of the generated logs may count for
-_NOW = datetime(2025, 6, 10, 14, 30, tzinfo=UTC)
 
 _decode = event_decoder("refuse")
 
@@ -81,15 +61,15 @@ class Process:
         self.random = world.random
         self.pipeline = Pipeline(self.plan.limits, _decode)
         self.conduct = Conduct(self.plan.limits)
+        self.errands = Errands(self)
         self.alive = True
         self.leaving = False  # from the request to drain on
-        self.clock_skew = 0.0
         self.halts: dict[TopicPartition, str] = {}
         self._paused = False
         self._inbox: list[Callable[[], None]] = []  # what waits for a stopped process
-        self._generation = 0
+        self.generation = 0
         self._contact = float("-inf")  # when the last request was sent that the group answered
-        self._term = 0  # counts assignments and their ends: what belongs to another is stale
+        self.term = 0  # counts assignments and their ends: what belongs to another is stale
         self._assigned = False
         self._revoking = False
         self._positions: dict[TopicPartition, int] = {}  # indices into the logs
@@ -97,12 +77,12 @@ class Process:
         self._frozen_bytes = 0
         self._tick_at: float | None = None
         self._join()
-        self._after(_HEARTBEAT_SECONDS, self._heartbeat)
-        self._after(0.0, self._poll)
+        self.after(_HEARTBEAT_SECONDS, self._heartbeat)
+        self.after(0.0, self._poll)
 
     # -- time ---------------------------------------------------------------------------------
 
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
         """Act later, if the process lives by then and when it is not stopped."""
         self.world.later(seconds, lambda: self._reach(action))
 
@@ -148,22 +128,22 @@ class Process:
 
     def assigned(self, generation: int, names: Sequence[TopicPartition]) -> None:
         sent = self.world.now
-        self._after(self.latency(), lambda: self._look_up(generation, names, sent))
+        self.after(self.latency(), lambda: self._look_up(generation, names, sent))
 
     def _look_up(self, generation: int, names: Sequence[TopicPartition], sent: float) -> None:
         """Read the stored offsets, then the receipts; meanwhile anything may happen."""
-        self._generation = generation
+        self.generation = generation
         self._contact = sent
 
         def read_offsets() -> None:
             commits = {name: self.world.committed(name) for name in names}
-            self._after(self.latency(), lambda: read_receipts(commits))
+            self.after(self.latency(), lambda: read_receipts(commits))
 
         def read_receipts(commits: Mapping[TopicPartition, Commit]) -> None:
-            if self._generation == generation and not self._assigned:
+            if self.generation == generation and not self._assigned:
                 self._begin({name: self._start(name, each) for name, each in commits.items()})
 
-        self._after(self.latency(), read_offsets)
+        self.after(self.latency(), read_offsets)
 
     def _start(self, name: TopicPartition, commit: Commit) -> Start:
         ledger = decode(commit.next_offset, commit.metadata)
@@ -175,7 +155,7 @@ class Process:
         return Start(commit.next_offset, ledger, receipted)
 
     def _begin(self, starts: Mapping[TopicPartition, Start]) -> None:
-        self._term += 1
+        self.term += 1
         self._assigned = True
         self._revoking = False
         self.halts.clear()
@@ -190,18 +170,18 @@ class Process:
                 )
                 self._frozen_bytes = max(self._frozen_bytes, size)
         self.conduct.partitions_assigned(starts)
-        self.feed(PartitionsAssigned(starts, self.world.wall_seconds(self)))
+        self.feed(PartitionsAssigned(starts, self.world.wall_seconds()))
 
     def _heartbeat(self) -> None:
-        self._after(_HEARTBEAT_SECONDS, self._heartbeat)
-        sent, generation = self.world.now, self._generation
+        self.after(_HEARTBEAT_SECONDS, self._heartbeat)
+        sent, generation = self.world.now, self.generation
 
         def arrive() -> None:
             answer = self.world.group.heartbeat(self, generation)
-            self._after(self.latency(), lambda: hear(answer))
+            self.after(self.latency(), lambda: hear(answer))
 
         def hear(answer: str) -> None:
-            if generation != self._generation:
+            if generation != self.generation:
                 return
             if answer == "unknown":
                 self._contact = float("-inf")
@@ -216,13 +196,13 @@ class Process:
     def _start_revocation(self) -> None:
         self._revoking = True
         self.conduct.revocation_started()
-        term = self._term
-        self._after(DRAIN_SECONDS_MAX, lambda: term == self._term and self._revoke(rough=True))
+        term = self.term
+        self.after(DRAIN_SECONDS_MAX, lambda: term == self.term and self._revoke(rough=True))
         self.feed(RevocationStarted())
 
     def _revoke(self, *, rough: bool = False) -> None:
         self.world.oracle.rough_ends += rough
-        self._term += 1
+        self.term += 1
         self._assigned = self._revoking = False
         self._positions.clear()
         self.conduct.partitions_revoked()
@@ -235,7 +215,7 @@ class Process:
     def drain(self) -> None:
         """Settle what was read, and leave; as a rule in time."""
         self.leaving = True
-        self._after(DRAIN_SECONDS_MAX * 2, lambda: self._leave(rough=True))
+        self.after(DRAIN_SECONDS_MAX * 2, lambda: self._leave(rough=True))
         self.feed(DrainRequested())
 
     def _leave(self, *, rough: bool = False) -> None:
@@ -247,7 +227,7 @@ class Process:
     # -- fetches ------------------------------------------------------------------------------
 
     def _poll(self) -> None:
-        self._after(0.05 + self.random.random() * 0.5, self._poll)
+        self.after(0.05 + self.random.random() * 0.5, self._poll)
         if not self._assigned or self._revoking or self.leaving:
             return
         records: dict[TopicPartition, Sequence[LogRecord]] = {}
@@ -322,16 +302,16 @@ class Process:
         match command:
             case SendBatch(batch, attempt):
                 self.conduct.sent(batch, attempt, self.world.now)
-                self._send(batch, attempt)
+                self.errands.send(batch, attempt)
             case WriteDeadLetters(batch):
                 self.conduct.letters_begun(batch)
-                self._write_letters(batch)
+                self.errands.write_letters(batch)
             case WriteReceipt(batch, outcome, attempts):
                 self.conduct.receipt_begun(batch, outcome, attempts)
-                self._write_receipt(batch)
+                self.errands.write_receipt(batch)
             case CommitOffsets(offsets):
                 self.conduct.commit_begun(offsets)
-                self._commit(offsets)
+                self.errands.commit(offsets)
             case PausePartitions(names):
                 self.conduct.partitions_paused(names)
             case ResumePartitions(names):
@@ -357,130 +337,3 @@ class Process:
         most = 2 * self.plan.limits.buffer_bytes_max
         most += len(self.world.logs) * (self._largest_fetch_bytes + self._frozen_bytes)
         promise(0 <= pipeline.buffered_bytes <= most, "bounds: more in memory than allowed")
-
-    # -- what commands begin ------------------------------------------------------------------
-
-    def _report(
-        self, seconds: float, report: Callable[[], None], term: int, *, stale: Fact | None
-    ) -> None:
-        """Report the end of something, unless the assignment has ended: then perhaps late."""
-
-        def reach() -> None:
-            if term == self._term:
-                report()
-            elif stale is not None and self.random.random() < 0.2:
-                self.feed(stale)
-
-        self._after(seconds, reach)
-
-    def may_send(self) -> bool:
-        """The rule for a worker that was stopped: it may not know that others own its share."""
-        return self.is_member
-
-    def key_of(self, batch: Batch, attempt: int) -> str:  # noqa: ARG002 -- as said
-        """The key in the header, which is not to depend on the attempt."""
-        return batch.idempotency_key
-
-    def _send(self, batch: Batch, attempt: int) -> None:
-        latency = self.latency
-        end = self._attempt_end(batch)
-        if not self.may_send():
-            end(latency(), Deferred("not in touch with the group"))
-            return
-        fate = self.world.endpoint.fate()
-        if fate == "unreachable":
-            end(latency(), judge(NothingSent("refused"), items_count=1, now=_NOW))
-            return
-        key = self.key_of(batch, attempt)
-        self.world.oracle.sent(
-            batch,
-            key,
-            owned=self.world.group.owns(self, self._generation, batch.partition),
-            inherited=self.conduct.inherited(batch),
-            generation=self._generation,
-        )
-        there = latency() + self.world.delay()
-        back = latency()
-
-        def arrive() -> None:
-            answer = self.world.endpoint.arrive(batch, key, fate)
-            waited = there + (
-                self.random.random() * REQUEST_TIMEOUT_SECONDS
-                if isinstance(answer, AnswerLost) and not self.world.kind
-                else back
-            )
-            if waited < REQUEST_TIMEOUT_SECONDS:
-                outcome = judge(answer, items_count=batch.items_count, now=_NOW)
-                end(waited - there, outcome)
-
-        self.world.later(there, arrive)
-        timeout = judge(AnswerLost("timeout"), items_count=batch.items_count, now=_NOW)
-        end(REQUEST_TIMEOUT_SECONDS, timeout)
-
-    def _attempt_end(self, batch: Batch) -> Callable[[float, Outcome], None]:
-        """What reports the end of this attempt, and passes over any second end of it."""
-        attempts, term = self.conduct.attempts(batch), self._term
-
-        def end(seconds: float, outcome: Outcome) -> None:
-            def report() -> None:
-                if not self.conduct.is_under_way(batch, attempts):
-                    return
-                if isinstance(outcome, Throttled | Blocked | Refused):
-                    self.world.oracle.denied(batch)
-                self.conduct.answered(batch, outcome, self.world.now)
-                self.feed(AttemptEnded(batch, outcome, self.random.random()))
-
-            self._report(seconds, report, term, stale=AttemptEnded(batch, outcome, 0.5))
-
-        return end
-
-    def _write_letters(self, batch: Batch) -> None:
-        appended, told = self.world.write_fate()
-        if appended:
-            self.world.later(self.latency(), lambda: self.world.oracle.letters_appended(batch))
-
-        def report() -> None:
-            self.conduct.letters_ended(batch, written=told)
-            self.feed(fact)
-
-        fact: Fact = DeadLettersWritten(batch) if told else DeadLettersNotWritten(batch, 0.5)
-        self._report(0.04 + self.latency(), report, self._term, stale=fact)
-
-    def _write_receipt(self, batch: Batch) -> None:
-        appended, told = self.world.write_fate()
-        offsets: list[int] = []
-        if appended:
-            self.world.later(
-                self.latency(), lambda: offsets.append(self.world.append_receipt(batch))
-            )
-
-        def report() -> None:
-            self.conduct.receipt_ended(batch, written=told)
-            if told:
-                self.feed(ReceiptWritten(batch, offsets[0]))
-            else:
-                self.feed(ReceiptNotWritten(batch, self.random.random()))
-
-        self._report(0.04 + self.latency(), report, self._term, stale=ReceiptNotWritten(batch, 0.5))
-
-    def _commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
-        arrives, told = self.world.commit_fate()
-        generation = self._generation
-        stored: list[bool] = []
-
-        def arrive() -> None:
-            stored.append(self.world.store(self, generation, offsets))
-
-        if arrives:
-            self.world.later(self.latency(), arrive)
-
-        def report() -> None:
-            known = told and stored == [True]
-            self.conduct.commit_ended(known=known)
-            if known:
-                self.feed(OffsetsCommitted())
-            else:
-                self.feed(CommitFailed(self.random.random(), fenced=told))
-
-        seconds = 0.04 + self.latency() if told else 0.04 + self.random.random() * 2
-        self._report(seconds, report, self._term, stale=None)

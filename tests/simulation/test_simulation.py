@@ -23,8 +23,8 @@ from tests.simulation.planted import BUGS
 from tests.simulation.runs import fingerprint, run, run_all
 from tests.simulation.world import World
 
-SEEDS = int(os.environ.get("INGESTER_TEST_SEEDS", "2000"))
-PLANTED_SEEDS_MAX = 1000
+SEEDS = 2000  # some ten seconds; `make simulate` runs as many as you have time for
+PLANTED_SEEDS_MAX = 500
 
 
 @pytest.mark.timeout(600)
@@ -42,6 +42,18 @@ def test_a_planted_bug_is_found(bug: str) -> None:
         found = next((seed for seed in range(PLANTED_SEEDS_MAX) if run(seed)), None)
 
     assert found is not None
+
+
+def test_a_finding_can_be_read() -> None:
+    """It names the seed and the promise, and shows the last facts and commands before it."""
+    with BUGS["sends although the commit failed"]():
+        failure = next(each for each in map(run, range(PLANTED_SEEDS_MAX)) if each)
+    text = str(failure)
+
+    assert text.startswith(f"seed {failure.seed}: usage:")
+    assert "is sent before it is recorded" in text
+    assert "CommitFailed" in text
+    assert "SendBatch usage:" in failure.lines[-1]
 
 
 def test_a_seed_is_one_run() -> None:

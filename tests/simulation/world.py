@@ -32,7 +32,7 @@ _WALL_SECONDS = 1_750_000_000.0
 class World:
     """One run; `live` returns when all is settled, or raises what the oracle says."""
 
-    def __init__(self, seed: int, process: type[Process] = Process) -> None:
+    def __init__(self, seed: int) -> None:
         self.random = random = Random(seed)
         self.plan: Plan = make_plan(random)
         self.logs = make_logs(
@@ -46,7 +46,6 @@ class World:
             each: [] for each in self.logs
         }
         self.oracle = Oracle(self.logs, self.plan)
-        self._process = process
         self._offsets = {
             name: [each.record.offset for each in log] for name, log in self.logs.items()
         }
@@ -107,8 +106,10 @@ class World:
                 check_at = at + 1.0
         promise(False, "liveness: far too many steps")
 
-    def wall_seconds(self, process: Process) -> float:
-        return _WALL_SECONDS + self.now + process.clock_skew
+    def wall_seconds(self) -> float:
+        """What a worker's clock shows, which is set back and forth while the world is unkind."""
+        jump = 0.0 if self.kind else self.plan.clock_jump_seconds
+        return _WALL_SECONDS + self.now + self.random.uniform(-jump, jump)
 
     def note(self, process: Process, step: Step) -> None:
         self.trace.append((self.now, process.number, step))
@@ -117,11 +118,8 @@ class World:
 
     def _start(self) -> None:
         self._processes_count += 1
-        process = self._process(self, self._processes_count)
-        jump = self.plan.clock_jump_seconds
-        process.clock_skew = 0.0 if self.kind else self.random.uniform(-jump, jump)
         self.processes = [each for each in self.processes if each.alive]
-        self.processes.append(process)
+        self.processes.append(Process(self, self._processes_count))
 
     def _plan_incidents(self) -> None:
         plan = self.plan
