@@ -86,6 +86,8 @@ app.command()(demo)
 
 def main() -> None:
     """Run the command line and exit; a message for every error, a traceback only for a bug."""
+    # Before anything can fail: the default would print local variables, keys among them.
+    configure_logging("info", "auto")
     try:
         code = app(standalone_mode=False)
     except IngesterError as error:

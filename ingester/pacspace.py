@@ -14,7 +14,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import quote
 
 import aiohttp
@@ -107,6 +107,7 @@ class PacspaceClient:
             API_KEY_HEADER: api_key,
             "Content-Type": "application/json",
             "Accept": "application/json",
+            "Accept-Encoding": "identity",
             "User-Agent": f"pacspace-ingester/{__version__}",
         }
         self._connections_max = connections_max
@@ -205,14 +206,14 @@ class PacspaceClient:
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        request = httpx.Request(
-            method,
-            self._url + path,
-            headers={**self._headers, **(headers or {})},
-            content=body,
-            extensions={"timeout": self._timeouts},
-        )
         try:
+            request = httpx.Request(
+                method,
+                self._url + path,
+                headers={**self._headers, **(headers or {})},
+                content=body,
+                extensions={"timeout": self._timeouts},
+            )
             async with asyncio.timeout(self._request_timeout_seconds):
                 response = await self._transport.handle_async_request(request)
                 try:
@@ -236,13 +237,15 @@ class PacspaceClient:
                 return NothingSent(f"no connection within {waited}", "timeout")
             case aiohttp.ClientConnectorError() as cause:
                 return _no_connection(cause)
+            case httpx.InvalidURL() as cause:
+                return NothingSent(f"no URL can carry this: {cause}")
             case cause:
                 text = f": {cause}" if str(cause) else ""
                 return AnswerLost(f"{type(cause).__name__}{text}")
 
     def _session(self) -> aiohttp.ClientSession:
         """Called by the transport on its first request, inside the loop."""
-        connector = aiohttp.TCPConnector(
+        connector = _Connector(
             limit=self._connections_max,
             keepalive_timeout=_KEEPALIVE_SECONDS,
             ssl=httpx.create_ssl_context(),
@@ -251,7 +254,24 @@ class PacspaceClient:
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Closes kept connections on which something came that nobody had asked for.
+
+    The pool itself would hand them out, and what had come would be read as the next answer: the
+    second acknowledgement of one batch as the first of another.
+    """
+
+    async def _get(self, key: Any, traces: Any) -> Any:
+        for handler, _ in self._conns.get(key, ()):
+            if handler.should_close:
+                handler.close()
+        return await super()._get(key, traces)
+
+
 async def _read(response: httpx.Response) -> Answer:
+    if "," in response.headers.get("content-encoding", ""):
+        # Packed once, a chunk cannot grow beyond what is refused below; twice, it fills the memory.
+        return AnswerLost("the answer is compressed more than once")
     chunks: list[bytes] = []
     read_bytes = 0
     async for chunk in response.aiter_bytes():

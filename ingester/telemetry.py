@@ -6,12 +6,13 @@ retried, error needs somebody. Values of records and secrets never appear.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
 from collections import Counter as Tally
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -41,6 +42,23 @@ _CLIENT_LINE_SECONDS = 10.0  # an outage is noticed in time, and does not fill t
 _REQUEST_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
+class _Stream:
+    """Never fails: a log that nobody can read is no reason to stop settling."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):  # closed pipe, full disk; closed file
+            return 0
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
 def configure_logging(
     level: Literal["debug", "info", "warning", "error"],
     format_: Literal["auto", "console", "json"],
@@ -62,10 +80,10 @@ def configure_logging(
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Stream(stream))),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(cast("TextIO", _Stream(stream)))
     handler.addFilter(_KafkaClientLines())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

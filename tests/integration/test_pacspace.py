@@ -426,6 +426,44 @@ async def test_a_compressed_answer_is_read() -> None:
         assert await written(found.url) == Acknowledged("batch_1", 202)
 
 
+async def test_an_answer_packed_twice_is_not_unpacked() -> None:
+    """Some kilobytes could fill the memory; whether the write was applied is in doubt."""
+    packed = gzip.compress(gzip.compress(bytes(2**24)))
+    answer = response(202, packed, "Content-Encoding: gzip, gzip")
+    async with endpoint(answering(answer)) as found:
+        outcome = await written(found.url)
+
+    assert isinstance(outcome, InDoubt)
+    assert "compressed more than once" in outcome.reason
+
+
+async def test_an_answer_that_nobody_asked_for_answers_nothing() -> None:
+    """A second acknowledgement on a kept connection is not taken for that of the next write."""
+
+    async def script(
+        found: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await found.take(reader)
+        writer.write(response(202, ACKNOWLEDGEMENT))
+        await writer.drain()
+        writer.write(response(202, ACKNOWLEDGEMENT.replace(b"batch_1", b"batch_1_again")))
+        await writer.drain()
+        came.set()
+        await reader.read()  # until the client closes
+
+    came = asyncio.Event()
+    async with endpoint(script) as found, PacspaceClient(found.url, API_KEY) as client:
+        first = await client.write(b"{}", idempotency_key="1", items_count=1)
+        await came.wait()
+        # The client's side of the loopback has what the server has drained, one turn later.
+        await asyncio.sleep(0.05)
+        second = await client.write(b"{}", idempotency_key="2", items_count=1)
+
+    assert first == Acknowledged("batch_1", 202)
+    assert second == Acknowledged("batch_1", 202)
+    assert found.connections == 2
+
+
 async def test_a_redirect_is_not_followed() -> None:
     """The key goes to the configured host and to no other."""
     async with (
