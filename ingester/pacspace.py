@@ -258,13 +258,15 @@ class _Connector(aiohttp.TCPConnector):
     """Closes kept connections on which something came that nobody had asked for.
 
     The pool itself would hand them out, and what had come would be read as the next answer: the
-    second acknowledgement of one batch as the first of another.
+    second acknowledgement of one batch as the first of another. An endpoint that does so once gets
+    a connection for each request from then on.
     """
 
     async def _get(self, key: Any, traces: Any) -> Any:
         for handler, _ in self._conns.get(key, ()):
             if handler.should_close:
                 handler.close()
+                self._force_close = True
         return await super()._get(key, traces)
 
 
