@@ -23,7 +23,7 @@ from ingester.config import load
 from ingester.core.event import Rejection, UsageEvent, event_decoder
 from ingester.errors import DataError, UsageError
 from ingester.kafka import RecordWriter, Written
-from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, USAGE_PARTITIONS_ADVISED, KafkaAdmin
+from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.option import Lower
 from ingester.settings import KafkaSettings
 
@@ -256,7 +256,7 @@ async def _emit(
 async def _find_topic(settings: KafkaSettings, topic: str, named_by: str) -> None:
     """Say at once that a topic is missing; the producer would wait for it to be created."""
     admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
-    found = await admin.ensure_topic(topic, USAGE_PARTITIONS_ADVISED, {}, validate_only=True)
+    found = await admin.ensure_topic(topic, 1, {}, validate_only=True)
     if found != "exists":
         raise admin.missing_topic(topic, named_by=named_by)
 
