@@ -84,7 +84,8 @@ def docker_problem() -> str | None:
         # testcontainers is a development dependency, and takes 0.2 s to import
         from ingester.local_kafka.container import engine_problem  # noqa: PLC0415 - as said above
     except ImportError as error:
-        return f"{error.name} is not installed (a development dependency)"
+        package = (error.name or "docker").partition(".")[0]
+        return f"the Python package `{package}` is missing (pip install '.[dev]')"
     return engine_problem()
 
 

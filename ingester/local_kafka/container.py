@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from docker.errors import (  # type: ignore[import-untyped] # ships without types
     APIError,
     DockerException,
     ImageNotFound,
 )
-from testcontainers.core.config import testcontainers_config
+from testcontainers.core.config import ConnectionMode, testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient
 
@@ -25,6 +25,7 @@ IMAGE = f"apache/kafka:{KAFKA_VERSION}"
 
 _CLIENT_PORT = 9092
 _CONTROLLER_PORT = 9093
+_LOOPBACK = "127.0.0.1"
 _START_SCRIPT = "/tmp/start-kafka.sh"  # noqa: S108 - a path inside the container
 _ENGINE_SECONDS_MAX = 10
 _START_SECONDS_MAX = 120  # 7 to 10 s on an idle machine
@@ -34,13 +35,17 @@ _TAIL_LINES = 20
 class KafkaContainer(DockerContainer):
     """One broker of the official image, broker and controller in one, on a mapped port.
 
+    Where clients and the engine share a machine, the port is open to that machine alone.
     Clients must be told the mapped address, which is known only once the container runs: so the
     container first waits for a script that carries it.
     """
 
     def __init__(self) -> None:
         super().__init__(IMAGE)
-        self.with_exposed_ports(_CLIENT_PORT)
+        self._is_local = _is_local(self.get_docker_client())
+        # The annotation allows a number only; the engine's client takes (address,) for any port.
+        port = cast("int", (_LOOPBACK,)) if self._is_local else None
+        self.ports[str(_CLIENT_PORT)] = port
         self.with_command(
             [
                 "sh",
@@ -69,7 +74,8 @@ class KafkaContainer(DockerContainer):
     @property
     def bootstrap_servers(self) -> str:
         """Where a client outside Docker finds the broker, once the container is started."""
-        return f"{self.get_container_host_ip()}:{self.get_exposed_port(_CLIENT_PORT)}"
+        host = _LOOPBACK if self._is_local else self.get_container_host_ip()
+        return f"{host}:{self.get_exposed_port(_CLIENT_PORT)}"
 
     def start(self) -> Self:
         super().start()
@@ -94,6 +100,12 @@ class KafkaContainer(DockerContainer):
     def _tail(self) -> str:
         lines = self.get_wrapped_container().logs(tail=_TAIL_LINES)
         return str(lines, errors="replace").rstrip()
+
+
+def _is_local(client: DockerClient) -> bool:
+    """Whether the engine's loopback interface is ours: neither is remote or in a container."""
+    directly = client.get_connection_mode() == ConnectionMode.docker_host
+    return directly and client.host() in {"localhost", _LOOPBACK, "::1"}
 
 
 def engine_problem() -> str | None:
@@ -122,7 +134,9 @@ def kafka_container(report: Callable[[str], None]) -> Iterator[KafkaContainer]:
         # The reaper removes containers of a process that was killed. It is an image itself.
         if not testcontainers_config.ryuk_disabled:
             ryuk = testcontainers_config.ryuk_image
-            testcontainers_config.ryuk_disabled = not _obtain(engine, ryuk, report)
+            if not _obtain(engine, ryuk, report):
+                testcontainers_config.ryuk_disabled = True
+                report("ryuk cannot be pulled: if this process is killed, the container stays")
     report(f"starting Kafka {KAFKA_VERSION} in a container")
     with ExitStack() as stack:
         try:

@@ -32,7 +32,7 @@ async def main() -> None:
         ) as client,
     ):
         while True:
-            polled = await consumer.getmany(timeout_ms=1000)
+            polled = await consumer.getmany(timeout_ms=1000, max_records=ITEMS_MAX)
             for records in polled.values():
                 for first in range(0, len(records), ITEMS_MAX):
                     batch = records[first : first + ITEMS_MAX]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import signal
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import psutil
 import pytest
@@ -52,7 +55,7 @@ def none_runs(processes: list[psutil.Process]) -> bool:
     return not any(each.is_running() and each.status() != "zombie" for each in processes)
 
 
-def test_settles_three_events_and_then_the_rest(ingesters: Ingesters, kafka: LocalKafka) -> None:
+def test_settles_three_events_and_then_many(ingesters: Ingesters, kafka: LocalKafka) -> None:
     """The settlement's lines, then totals that agree on both sides; no process is left."""
     demo = start(ingesters, kafka, "--events", "3000")
     started = children(demo)
@@ -61,6 +64,8 @@ def test_settles_three_events_and_then_the_rest(ingesters: Ingesters, kafka: Loc
 
     said = demo.log()
     assert SETTLEMENT.search(said)
+    assert "==> settling the 3,000 further events" in said
+    assert "What happened to the 3,000 further events" in said
     ids = re.findall(r"→ batch (batch_\w+)", said)
     assert len(set(ids)) == 3
     facts = dict(re.findall(r"│ (\S[a-zA-Z ]+?) +│ (\S.*?) +│", said))
@@ -101,8 +106,57 @@ def test_leaves_nothing_when_it_is_ended(
 
     demo.signal(number)
 
-    demo.wait()
+    expected = 143 if number == signal.SIGTERM else -number
+    assert demo.wait() == expected
+    assert "Traceback" not in demo.log()
     eventually(lambda: none_runs(started))
+
+
+@pytest.fixture
+def image_of_ones_own() -> Iterator[tuple[str, Callable[..., int]]]:
+    """A prefix under which Kafka's image is known to one test alone, and a count of containers."""
+    import docker  # noqa: PLC0415 - where there is no engine, its client may be missing as well
+
+    from ingester.local_kafka.container import IMAGE  # noqa: PLC0415 - as above
+
+    prefix = f"test-{uuid.uuid4().hex[:12]}/"
+    with closing(docker.from_env()) as engine:
+
+        def count(*, ended_too: bool = False) -> int:
+            found = engine.containers.list(all=ended_too, ignore_removed=True)
+            return sum(each.attrs["Config"]["Image"] == prefix + IMAGE for each in found)
+
+        if not engine.images.list(IMAGE):
+            engine.images.pull(IMAGE)
+        engine.images.get(IMAGE).tag(prefix + IMAGE)
+        yield prefix, count
+        engine.images.remove(prefix + IMAGE, force=True)
+
+
+@pytest.mark.container
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+)
+@pytest.mark.parametrize("moment", ["starting Kafka", "tail -f"], ids=["early", "late"])
+def test_leaves_no_container_when_it_is_ended(
+    ingesters: Ingesters,
+    image_of_ones_own: tuple[str, Callable[..., int]],
+    number: signal.Signals,
+    exit_code: int,
+    moment: str,
+) -> None:
+    """A demo with a container takes it down before it exits, however little of it is up yet."""
+    prefix, containers = image_of_ones_own
+    settings = {"TESTCONTAINERS_HUB_IMAGE_NAME_PREFIX": prefix}
+    demo = ingesters.start("demo", "--events", "0", "--keep", settings=settings)
+    eventually(lambda: moment in demo.log(), 120)
+    eventually(containers)
+
+    demo.signal(number)
+
+    assert demo.wait() == exit_code
+    assert containers(ended_too=True) == 0
+    assert "Traceback" not in demo.log()
 
 
 def test_says_that_the_named_kafka_does_not_answer(ingesters: Ingesters) -> None:

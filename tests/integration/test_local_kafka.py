@@ -17,7 +17,7 @@ import pytest
 from testcontainers.core.labels import LABEL_SESSION_ID, SESSION_ID
 
 from ingester.errors import UnavailableError
-from ingester.local_kafka import Kind, LocalKafka, local_kafka
+from ingester.local_kafka import Kind, LocalKafka, docker_problem, local_kafka
 from tests.support.kafka import (
     committed_offsets,
     create_topic,
@@ -102,6 +102,48 @@ def test_the_container_ends_with_the_block() -> None:
         assert len(containers() - before) == 1
 
     assert containers() == before
+
+
+@pytest.mark.container
+def test_the_container_is_reached_from_this_machine_alone() -> None:
+    """Where the engine runs on this machine, the broker's port is open on loopback only."""
+    parent = use_one("docker", {"TESTCONTAINERS_CONNECTION_MODE": "docker_host"})
+    try:
+        address = said_until_up(parent)[-2].split()[-1]
+        with closing(docker.from_env()) as engine:
+            published = [
+                f"{each['HostIp']}:{each['HostPort']}"
+                for container in engine.containers.list()
+                for bindings in container.ports.values()
+                for each in bindings or ()
+            ]
+    finally:
+        parent.communicate(timeout=60)
+
+    host, port = address.split(":")
+    assert host == "127.0.0.1"
+    assert [each for each in published if each.endswith(f":{port}")] == [address]
+
+
+@pytest.mark.container
+def test_says_that_a_killed_parent_leaves_its_container() -> None:
+    """Where the reaper's image cannot be had, that is said, once."""
+    parent = use_one("docker", {"RYUK_CONTAINER_IMAGE": "127.0.0.1:1/nothing"})
+    try:
+        said = said_until_up(parent)
+    finally:
+        parent.communicate(timeout=60)
+
+    assert sum("if this process is killed, the container stays" in line for line in said) == 1
+
+
+def test_names_the_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the Python package `docker` that is what is said, and how to get it."""
+    monkeypatch.setitem(sys.modules, "docker", None)
+    monkeypatch.setitem(sys.modules, "docker.errors", None)
+    monkeypatch.delitem(sys.modules, "ingester.local_kafka.container", raising=False)
+
+    assert docker_problem() == "the Python package `docker` is missing (pip install '.[dev]')"
 
 
 @pytest.mark.parametrize("last", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -244,12 +286,20 @@ def use_one(kind: Kind, environment: Mapping[str, str]) -> subprocess.Popen[str]
 
 def broker_pid(parent: subprocess.Popen[str], said: list[str] | None = None) -> int:
     """The broker's process once it is up; `said` gets what the parent reported until then."""
+    *before, pid = said_until_up(parent)
+    if said is not None:
+        said += before
+    return int(pid.removeprefix("pid "))
+
+
+def said_until_up(parent: subprocess.Popen[str]) -> list[str]:
+    """What the parent reported until its broker was up; the line about its process is the last."""
     assert parent.stdout is not None
+    said = []
     for line in parent.stdout:
+        said.append(line)
         if line.startswith("pid "):
-            return int(line.removeprefix("pid "))
-        if said is not None:
-            said.append(line)
+            return said
     raise AssertionError("the parent ended before its broker was up")
 
 
