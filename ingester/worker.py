@@ -50,7 +50,12 @@ from ingester.core.record import TopicPartition
 from ingester.errors import IncompleteError, UnavailableError
 from ingester.health import HealthServer
 from ingester.kafka import RecordWriter, UsageConsumer
-from ingester.kafka_admin import DEAD_LETTER_TOPIC_CONFIG, KafkaAdmin
+from ingester.kafka_admin import (
+    ADMIN_TIMEOUT_SECONDS,
+    DEAD_LETTER_PARTITIONS,
+    DEAD_LETTER_TOPIC_CONFIG,
+    KafkaAdmin,
+)
 from ingester.pacspace import PacspaceClient
 from ingester.receipts import Receipts, without_receipts
 from ingester.settings import Settings
@@ -58,8 +63,6 @@ from ingester.telemetry import Telemetry
 
 _RETRY_SECONDS: Final = 2.0  # between attempts to reach Kafka at the start, and after a failed poll
 _POLL_FAILURES_MAX: Final = 30  # in a row: a minute, after which a fresh start is the better bet
-_ADMIN_TIMEOUT_SECONDS: Final = 10.0
-_DEAD_LETTER_PARTITIONS: Final = 1  # dead letters are few, and read by people
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -91,13 +94,9 @@ class Worker:
         self._consumer = UsageConsumer(settings, self)
         self._writer = RecordWriter(settings, compress=True)
         self._receipts = Receipts(settings)
-        self._admin = KafkaAdmin(settings, timeout_seconds=_ADMIN_TIMEOUT_SECONDS)
-        self._pacspace = PacspaceClient(
-            settings.pacspace_url,
-            settings.pacspace_api_key.get_secret_value(),
-            connect_timeout_seconds=settings.connect_timeout_seconds,
-            request_timeout_seconds=settings.request_timeout_seconds,
-            connections_max=settings.requests_in_flight_max,
+        self._admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
+        self._pacspace = PacspaceClient.from_settings(
+            settings, connections_max=settings.requests_in_flight_max
         )
         self._tasks: set[asyncio.Task[None]] = set()
         # Everything that commands started and that has not ended; each removes itself.
@@ -195,14 +194,10 @@ class Worker:
         partitions = {topic: facts.partitions.get(topic) or 0 for topic in topics}
         missing = [topic for topic in topics if not partitions[topic]]
         if missing:
-            raise UnavailableError(
-                f"Kafka at {', '.join(self._settings.kafka_bootstrap_servers)} has no topic"
-                f" {', '.join(missing)}: correct INGESTER_TOPIC, or create it:"
-                f" {admin.create_command(missing[0], 8, {})}"
-            )
+            raise admin.missing_topic(missing[0])
         for topic in dict.fromkeys(map(self._settings.dead_letter_topic_for, topics)):
             if (
-                await admin.ensure_topic(topic, _DEAD_LETTER_PARTITIONS, DEAD_LETTER_TOPIC_CONFIG)
+                await admin.ensure_topic(topic, DEAD_LETTER_PARTITIONS, DEAD_LETTER_TOPIC_CONFIG)
                 == "created"
             ):
                 self._telemetry.topic_created(topic)
