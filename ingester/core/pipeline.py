@@ -210,10 +210,11 @@ class Pipeline:
                 self._tick(now, commands)
             case _:
                 assert_never(fact)
-        self._resume(commands)
         if not self._fenced:
             for delivery in self._dispatcher.start(now):
                 self._send(delivery, now, commands)
+        self._resume(commands)  # after whatever gives room, before the commit of what it cuts
+        if not self._fenced:
             self._commit(now, commands)
         return commands
 

@@ -115,8 +115,9 @@ class Conduct:
         bound = self._limits.requests_in_flight_max
         promise(self.requests_under_way <= bound, "bounds: more requests than may be open")
         begun = sum(self._is_begun(name, each) for name, each in self._stories.items())
-        # While others succeed, batches that wait hold no slot: each partition may have some.
-        waiting = max(2, bound // 4) * len(self._assigned)
+        # While others succeed, batches that wait hold no slot: each partition may have some, and
+        # all those that were in flight with the last of them.
+        waiting = (max(2, bound // 4) + bound) * len(self._assigned)
         promise(begun <= bound + waiting, "bounds: more requests begun than may be open or wait")
 
     def answered(self, batch: Batch, outcome: Outcome, now: float) -> None:

@@ -534,6 +534,25 @@ def test_what_stays_in_doubt_for_too_long_halts() -> None:
     assert scenario.pipeline.in_flight == 0
 
 
+def test_the_room_of_a_batch_that_is_given_up_is_used_at_once() -> None:
+    """Or partitions that were paused for it would wait for ever: nothing else is under way."""
+    limits = dataclasses.replace(LIMITS, idempotency_window_seconds=10.0, buffer_bytes_max=100)
+    scenario = Scenario(P0, P1, limits=limits)
+    (doubtful,) = scenario.sent(usage_records(2))
+    (other,) = scenario.sent(usage_records(2), P1)
+    scenario.answer(doubtful, IN_DOUBT)
+    assert scenario.answer(other) == [SendBatch(doubtful, 2)]
+    scenario.rest()
+    scenario.answer(doubtful, IN_DOUBT)
+    scenario.now += 100.0
+
+    commands = scenario.raw(Tick())
+
+    assert len(halts(commands)) == 1
+    assert commands[-1] == ResumePartitions(frozenset({P1}))
+    assert scenario.pipeline.wake_at() is None
+
+
 # -- the builder --------------------------------------------------------------------------------
 
 
