@@ -541,7 +541,8 @@ def test_the_room_of_a_batch_that_is_given_up_is_used_at_once() -> None:
     (doubtful,) = scenario.sent(usage_records(2))
     (other,) = scenario.sent(usage_records(2), P1)
     scenario.answer(doubtful, IN_DOUBT)
-    assert scenario.answer(other) == [SendBatch(doubtful, 2)]
+    assert scenario.answer(other) == []
+    assert scenario.wake() == [SendBatch(doubtful, 2)]
     scenario.rest()
     scenario.answer(doubtful, IN_DOUBT)
     scenario.now += 100.0
