@@ -102,13 +102,14 @@ async def test_a_group_of_one_is_counted_in_the_singular(
 
 
 async def test_a_topic_is_created_once(kafka: LocalKafka) -> None:
-    """A missing topic is created with its settings, known on return, and left alone afterwards."""
+    """A missing topic is created with its settings, given what partitions it lacks, or left."""
     name = f"check-{time.time_ns()}.dead-letters"
     asked = asking(kafka.bootstrap_servers)
     try:
         outcomes = [
             await asked.ensure_topic(name, 3, DEAD_LETTER_TOPIC_CONFIG, validate_only=True),
             await asked.ensure_topic(name, 3, DEAD_LETTER_TOPIC_CONFIG),
+            await asked.ensure_topic(name, 2, {}),
             await asked.ensure_topic(name, 5, {}),
         ]
         partitions = (await asked.describe([name], "group")).partitions
@@ -117,8 +118,8 @@ async def test_a_topic_is_created_once(kafka: LocalKafka) -> None:
         async with admin(kafka.bootstrap_servers) as client:
             await client.delete_topics([name])
 
-    assert outcomes == ["created", "created", "exists"]
-    assert partitions == {name: 3}
+    assert outcomes == ["created", "created", "exists", "created"]
+    assert partitions == {name: 5}
     assert DEAD_LETTER_TOPIC_CONFIG.items() <= config.items()
 
 
