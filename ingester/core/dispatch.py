@@ -155,18 +155,15 @@ class Dispatcher:
             case _:
                 assert_never(outcome)
 
-    def forget_unsent(self, partition: TopicPartition | None = None) -> list[Delivery]:
-        """Drop and return what no attempt can have written, of one partition or of all."""
+    def forget_unsent(self, partition: TopicPartition) -> list[Delivery]:
+        """Drop and return what no attempt can have written of a partition."""
 
         def goes(delivery: Delivery) -> bool:
-            mine = partition is None or delivery.batch.partition == partition
-            return mine and not delivery.in_doubt
+            return delivery.batch.partition == partition and not delivery.in_doubt
 
-        names = list(self._ready) if partition is None else [partition]
-        forgotten = [delivery for name in names for delivery in self._ready.pop(name, ())]
+        forgotten = list(self._ready.pop(partition, ()))
         self._ready_count -= len(forgotten)
-        parked = list(self._parked) if partition is None else [partition]
-        forgotten += [delivery for name in parked for delivery in self._parked.pop(name, ())]
+        forgotten += self._parked.pop(partition, ())
         forgotten += [delivery for delivery in self._retries if goes(delivery)]
         forgotten += [delivery for _, _, delivery in self._waiting if goes(delivery)]
         self._retries = deque(delivery for delivery in self._retries if not goes(delivery))

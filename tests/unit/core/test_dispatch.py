@@ -349,7 +349,7 @@ def test_doubt_outlasts_later_refusals() -> None:
     started(dispatching, 1.0)
     end(dispatching, delivery, THROTTLED, 1.0)
 
-    assert dispatching.forget_unsent() == []
+    assert dispatching.forget_unsent(TopicPartition("usage", 0)) == []
     assert started(dispatching, 100.0) == [delivery]
 
 
