@@ -9,11 +9,10 @@ import re
 import sys
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 import typer
-from pydantic import Field
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from typer.core import TyperCommand
@@ -24,8 +23,7 @@ from ingester.core.event import Rejection, UsageEvent, event_decoder
 from ingester.errors import DataError, UsageError
 from ingester.kafka import RecordWriter, Written
 from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
-from ingester.option import Lower
-from ingester.settings import KafkaSettings
+from ingester.settings import EventSettings, KafkaSettings
 
 _UNACKNOWLEDGED_MAX = 5000  # records waiting for the broker; more would only take memory
 _CHUNK_BYTES = 64 * 1024  # what a pipe holds
@@ -37,12 +35,8 @@ Event = tuple[bytes, UsageEvent]
 Refuse = Callable[[int, Rejection], None]
 
 
-class EmitSettings(KafkaSettings):
-    """The brokers, and what the worker would do about members that PacSpace does not know."""
-
-    unknown_members: Annotated[Literal["refuse", "ignore"], Lower] = Field(
-        "refuse", description="What to do about members of an event that PacSpace does not know."
-    )
+class EmitSettings(KafkaSettings, EventSettings):
+    """The brokers, and what the worker would take for an event."""
 
 
 class EmitCommand(TyperCommand):

@@ -198,7 +198,15 @@ class PacspaceSettings(Group):
             )
 
 
-class Settings(PacspaceSettings, KafkaSettings):
+class EventSettings(Group):
+    """What counts as a usage event."""
+
+    unknown_members: Annotated[Literal["refuse", "ignore"], Lower] = Field(
+        "refuse", description="What to do about members of an event that PacSpace does not know."
+    )
+
+
+class Settings(PacspaceSettings, KafkaSettings, EventSettings):
     """Everything that the worker runs by."""
 
     group_id: str = Field(
@@ -270,9 +278,6 @@ class Settings(PacspaceSettings, KafkaSettings):
         None,
         description="Topic of the records that cannot be settled; unset means "
         "`<topic>.dead-letters` for each topic.",
-    )
-    unknown_members: Annotated[Literal["refuse", "ignore"], Lower] = Field(
-        "refuse", description="What to do about members of an event that PacSpace does not know."
     )
     coalesce: Annotated[Literal["off"], Lower] = Field(
         "off", description="Whether events of a batch with the same key become one item."
