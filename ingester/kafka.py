@@ -20,7 +20,7 @@ from aiokafka import errors as kafka_errors
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.structs import OffsetAndMetadata
 
-from ingester.core.batch import DeadLetter
+from ingester.core.deadletter import DeadLetter
 from ingester.core.messages import Commit, ReadFailed, Start
 from ingester.core.record import Record, TopicPartition
 from ingester.errors import ConfigurationError, IngesterError, RefusedError, UnavailableError
@@ -236,7 +236,7 @@ class UsageConsumer:
 
     async def stop(self) -> None:
         """Leave the group without a commit, and disconnect."""
-        await _closed(self._consumer.stop())
+        await closed(self._consumer.stop())
 
     async def beginnings(
         self, partitions: Sequence[TopicPartition]
@@ -246,12 +246,17 @@ class UsageConsumer:
         found = await self._consumer.beginning_offsets(asked) if asked else {}
         return {TopicPartition(*name): offset for name, offset in found.items()}
 
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Fetch this partition from here on."""
+        self._next_offsets[partition] = offset
+        self._consumer.seek(aiokafka.TopicPartition(*partition), offset)
+
     def _begin_at(self, starts: Mapping[TopicPartition, Start], joined: float) -> None:
         self._contact = max(self._contact, joined)
         self._membership = (self._coordinator.generation, self._coordinator.member_id)
-        self._next_offsets = {name: start.offset for name, start in starts.items()}
+        self._next_offsets.clear()
         for name, start in starts.items():
-            self._consumer.seek(aiokafka.TopicPartition(*name), start.offset)
+            self.seek(name, start.offset)
 
     def _still_assigned(self, partitions: Iterable[TopicPartition]) -> list[Any]:
         # pause and resume of the client insist on its own class of partition.
@@ -337,7 +342,7 @@ class RecordWriter:
 
     async def stop(self) -> None:
         """Give what is under way a moment, and disconnect."""
-        await _closed(self._producer.stop())
+        await closed(self._producer.stop())
 
     async def send(
         self, topic: str, value: bytes | None, key: bytes | None, partition: int | None = None
@@ -380,7 +385,7 @@ def _dead_letter_headers(letter: DeadLetter) -> list[tuple[str, bytes | None]]:
     """The record's own headers, then why it is here and where it came from."""
     record, rejection = letter.record, letter.rejection
     source: Any = record  # a consumed record knows its topic and partition, the core does not ask
-    return [
+    headers = [
         *record.headers,
         ("ingester-error-code", rejection.code.encode()),
         ("ingester-error-detail", rejection.detail.encode()),
@@ -388,9 +393,13 @@ def _dead_letter_headers(letter: DeadLetter) -> list[tuple[str, bytes | None]]:
         ("ingester-source-partition", str(source.partition).encode()),
         ("ingester-source-offset", str(record.offset).encode()),
     ]
+    if letter.http_status is not None:
+        headers.append(("ingester-http-status", str(letter.http_status).encode()))
+        headers.append(("ingester-http-body", letter.http_body))
+    return headers
 
 
-async def _closed(closing: Coroutine[Any, Any, None]) -> None:
+async def closed(closing: Coroutine[Any, Any, None]) -> None:
     """Wait until a client is closed, in bounded time and whatever comes of it.
 
     Without its brokers it waits for their answers, and the consumer lets the cancellation of its
@@ -465,10 +474,9 @@ async def end_offsets(
     return {TopicPartition(*name): offset for name, offset in found.items()}
 
 
-@asynccontextmanager
-async def _reader(settings: KafkaSettings) -> AsyncIterator[AIOKafkaConsumer]:
-    """A consumer without a group."""
-    reader = AIOKafkaConsumer(
+def group_less_consumer(settings: KafkaSettings) -> AIOKafkaConsumer:
+    """Return a consumer that belongs to no group; it has to be started and stopped."""
+    return AIOKafkaConsumer(
         **client_options(settings),
         group_id=None,
         auto_offset_reset="earliest",  # what was cut off meanwhile cannot be read
@@ -477,10 +485,15 @@ async def _reader(settings: KafkaSettings) -> AsyncIterator[AIOKafkaConsumer]:
         check_crcs=True,
         fetch_max_wait_ms=int(_FETCH_WAIT_SECONDS * 1000),
     )
+
+
+@asynccontextmanager
+async def _reader(settings: KafkaSettings) -> AsyncIterator[AIOKafkaConsumer]:
+    reader = group_less_consumer(settings)
     try:
         await reader.start()
         yield reader
     except kafka_errors.KafkaError as error:
         raise translate(error, "Kafka") from error
     finally:
-        await _closed(reader.stop())
+        await closed(reader.stop())

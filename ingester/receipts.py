@@ -12,8 +12,9 @@ from typing import Final
 
 from ingester.core.intent import Ledger, decode
 from ingester.core.messages import Commit, Start, WriteReceipt
-from ingester.core.receipt import decode_receipt, encode_receipt
+from ingester.core.receipt import Note, decode_note, encode_receipt
 from ingester.core.record import TopicPartition
+from ingester.core.start import start_of
 from ingester.errors import IngesterError
 from ingester.kafka import RecordWriter, end_offsets, read_to_end
 from ingester.kafka_admin import KafkaAdmin
@@ -58,7 +59,7 @@ class Receipts:
         batch = receipt.batch
         settled_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         value = encode_receipt(batch, receipt.outcome, receipt.attempts, settled_at)
-        topic, partition = self._partition_for(batch.partition)
+        topic, partition = self.partition_for(batch.partition)
         try:
             written = await (
                 await self._writer.send(topic, value, str(batch.partition).encode(), partition)
@@ -68,46 +69,49 @@ class Receipts:
         return written.offset
 
     async def starts(
-        self, commits: Mapping[TopicPartition, Commit]
+        self, commits: Mapping[TopicPartition, Commit], beginnings: Mapping[TopicPartition, int]
     ) -> Mapping[TopicPartition, Start]:
-        """Say for each partition where it begins, and what has a receipt above that."""
-        ledgers = {
-            name: decode(commit.next_offset, commit.metadata) for name, commit in commits.items()
-        }
-        unknown = [name for name, ledger in ledgers.items() if ledger is None]
-        ends = await end_offsets(self._settings, map(self._partition_for, unknown))
+        """Say for each partition where it begins, by its commit, its log's beginning and notes."""
         tails: dict[TopicPartition, int] = {}
-        for name, ledger in ledgers.items():
-            if ledger is not None and ledger.intents:
-                tails[self._partition_for(name)] = ledger.receipts_offset
-        receipted: dict[TopicPartition, dict[tuple[int, int], int]] = {}
+        new = []
+        for name, commit in commits.items():
+            ledger = decode(commit.next_offset, commit.metadata)
+            overtaken = commit.next_offset < beginnings[name]
+            if isinstance(ledger, Ledger) and (ledger.intents or overtaken):
+                tails[self.partition_for(name)] = ledger.receipts_offset
+            elif ledger is None:
+                new.append(self.partition_for(name))
+                if overtaken:
+                    tails[self.partition_for(name)] = 0
+        ends = await end_offsets(self._settings, new)
+        notes: dict[TopicPartition, list[tuple[int, Note]]] = {name: [] for name in commits}
         async for _, record in read_to_end(self._settings, tails):
-            receipt = decode_receipt(record.value)
-            if receipt is not None:
-                source = TopicPartition(receipt.topic, receipt.partition)
-                range_ = (receipt.first_offset, receipt.next_offset)
-                receipted.setdefault(source, {})[range_] = record.offset
+            note = decode_note(record.value)
+            if note is not None:
+                source = TopicPartition(note.topic, note.partition)
+                notes.setdefault(source, []).append((record.offset, note))
         return {
-            name: Start(
-                commits[name].next_offset,
-                ledger or Ledger(ends[self._partition_for(name)], ()),
-                receipted.get(name, {}),
+            name: start_of(
+                name,
+                commit,
+                log_begins=beginnings[name],
+                receipts_end=ends.get(self.partition_for(name), 0),
+                notes=notes[name],
             )
-            for name, ledger in ledgers.items()
+            for name, commit in commits.items()
         }
 
-    def _partition_for(self, source: TopicPartition) -> TopicPartition:
+    def partition_for(self, source: TopicPartition) -> TopicPartition:
+        """Where the notes about a source's partition are."""
         topic = self._settings.receipts_topic_for(source.topic)
         return TopicPartition(topic, source.partition)
 
 
 def without_receipts(
-    commits: Mapping[TopicPartition, Commit],
+    commits: Mapping[TopicPartition, Commit], beginnings: Mapping[TopicPartition, int]
 ) -> Mapping[TopicPartition, Start]:
     """Where each partition begins when nobody writes receipts."""
     return {
-        name: Start(
-            commit.next_offset, decode(commit.next_offset, commit.metadata) or Ledger(0, ()), {}
-        )
+        name: start_of(name, commit, log_begins=beginnings[name], receipts_end=0, notes=())
         for name, commit in commits.items()
     }

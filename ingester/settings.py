@@ -279,6 +279,20 @@ class Settings(PacspaceSettings, KafkaSettings, EventSettings):
         description="Topic of the records that cannot be settled; unset means "
         "`<topic>.dead-letters` for each topic.",
     )
+    # Beside some bad records nobody is to be woken; none at all may be meant, too.
+    dead_letters_max: Count = Field(
+        1000,
+        ge=0,
+        le=10**9,
+        description="Dead letters of a window above which a partition halts, if they are more than"
+        " the share, too: bad data is some records, a bad deployment most of them.",
+    )
+    dead_letter_share_max: float = Field(
+        0.5, ge=0, le=1, description="Share of a window's records, see above; 1 means no limit."
+    )
+    dead_letter_window_seconds: Seconds = Field(
+        60, ge=1, le=86400, description="Length of the window of the two limits above."
+    )
     coalesce: Annotated[Literal["off"], Lower] = Field(
         "off", description="Whether events of a batch with the same key become one item."
     )

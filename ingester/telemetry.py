@@ -18,6 +18,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from ingester.core.batch import Batch
+from ingester.core.deadletter import DeadLetter
 from ingester.core.delivery import (
     Acknowledged,
     Blocked,
@@ -27,7 +28,7 @@ from ingester.core.delivery import (
     Refused,
     Throttled,
 )
-from ingester.core.messages import Commit, HaltPartition
+from ingester.core.messages import Commit, HaltPartition, Start
 from ingester.core.record import TopicPartition
 
 _OUTCOME_LABELS: dict[type[Outcome], str] = {
@@ -38,6 +39,7 @@ _OUTCOME_LABELS: dict[type[Outcome], str] = {
     Blocked: "blocked",
     Refused: "refused",
 }
+_QUOTED_MAX = 100  # characters of somebody else's text
 _CLIENT_LINE_SECONDS = 10.0  # an outage is noticed in time, and does not fill the disk
 _REQUEST_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -235,9 +237,24 @@ class Telemetry:
     def topic_created(self, topic: str) -> None:
         self._log.info("topic.created", topic=topic)
 
-    def partitions_assigned(self, partitions: Iterable[TopicPartition]) -> None:
+    def partitions_assigned(self, starts: Mapping[TopicPartition, Start]) -> None:
         self._rebalances.inc()
-        self._log.info("partitions.assigned", partitions=_listed(partitions))
+        self._log.info("partitions.assigned", partitions=_listed(starts))
+        for name, start in starts.items():
+            if start.foreign_metadata:
+                self._log.warning(
+                    "metadata.replaced",
+                    partition=str(name),
+                    metadata=start.foreign_metadata[:_QUOTED_MAX],
+                    detail="somebody else wrote it to the committed offset, where this group keeps"
+                    " what is in doubt; is another program using the group?",
+                )
+
+    def decisions_retried(self, reason: str) -> None:
+        self._log.warning("decisions.read_retried", reason=reason)
+
+    def partition_reopened(self, partition: TopicPartition, start: Start) -> None:
+        self._log.info("partition.reopened", partition=str(partition), offset=start.offset)
 
     def partitions_revoked(self, partitions: Iterable[TopicPartition], *, drained: bool) -> None:
         log = self._log.info if drained else self._log.warning
@@ -276,8 +293,11 @@ class Telemetry:
             seconds=round(seconds, 6),
         )
 
-    def dead_letters_written(self, batch: Batch, topic: str) -> None:
-        tally = Tally(letter.rejection.code for letter in batch.dead_letters)
+    def range_read_retried(self, batch: Batch, reason: str) -> None:
+        self._log.warning("range.read_retried", **_range(batch), reason=reason)
+
+    def dead_letters_written(self, batch: Batch, letters: Sequence[DeadLetter], topic: str) -> None:
+        tally = Tally(letter.rejection.code for letter in letters)
         for code, letters_count in tally.items():
             self._dead_letters.labels(batch.partition.topic, code).inc(letters_count)
         self._log.error(
@@ -285,8 +305,8 @@ class Telemetry:
             **_range(batch),
             dead_letter_topic=topic,
             codes=dict(tally),
-            offsets=[letter.record.offset for letter in batch.dead_letters][:20],
-            detail=batch.dead_letters[0].rejection.detail,
+            offsets=[letter.record.offset for letter in letters][:20],
+            detail=letters[0].rejection.detail,
         )
 
     def dead_letters_retried(self, batch: Batch, topic: str, reason: str) -> None:
@@ -338,7 +358,8 @@ class Telemetry:
             partition=str(halt.partition),
             reason=halt.reason,
             detail="nothing of it is lost or committed past, and the other partitions go on; mend"
-            " the cause, then restart this worker: it tries again from the committed offset",
+            " the cause, then decide with `ingester resolve`, or restart this worker: it tries"
+            " again from the committed offset",
         )
 
 

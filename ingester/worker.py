@@ -16,6 +16,7 @@ from typing import Final, assert_never
 
 from ingester import __version__
 from ingester.core.batch import Batch, BatchLimits
+from ingester.core.deadletter import DeadLetterLimit
 from ingester.core.delivery import Deferred
 from ingester.core.event import event_decoder
 from ingester.core.messages import (
@@ -31,9 +32,13 @@ from ingester.core.messages import (
     HaltPartition,
     Limits,
     OffsetsCommitted,
+    PartitionReopened,
     PartitionsAssigned,
     PartitionsRevoked,
     PausePartitions,
+    RangeNotRead,
+    RangeRead,
+    ReadRange,
     ReceiptNotWritten,
     ReceiptWritten,
     RecordsFetched,
@@ -47,7 +52,8 @@ from ingester.core.messages import (
 )
 from ingester.core.pipeline import Pipeline
 from ingester.core.record import TopicPartition
-from ingester.errors import IncompleteError, UnavailableError
+from ingester.errors import IncompleteError, IngesterError, UnavailableError
+from ingester.halts import Decisions
 from ingester.health import HealthServer
 from ingester.kafka import RecordWriter, UsageConsumer
 from ingester.kafka_admin import (
@@ -56,12 +62,14 @@ from ingester.kafka_admin import (
     DEAD_LETTER_TOPIC_CONFIG,
     KafkaAdmin,
 )
+from ingester.kafka_range import RangeReader
 from ingester.pacspace import PacspaceClient
 from ingester.receipts import Receipts, without_receipts
 from ingester.settings import Settings
 from ingester.telemetry import Telemetry
 
 _RETRY_SECONDS: Final = 2.0  # between attempts to reach Kafka at the start, and after a failed poll
+_DECISION_SECONDS: Final = 5.0  # between looks for a decision about a halted partition
 _POLL_FAILURES_MAX: Final = 30  # in a row: a minute, after which a fresh start is the better bet
 
 
@@ -79,6 +87,13 @@ def limits_of(settings: Settings) -> Limits:
         backoff_seconds_max=settings.backoff_seconds_max,
         commit_interval_seconds=settings.commit_interval_seconds,
         idempotency_window_seconds=settings.idempotency_window_seconds,
+        request_timeout_seconds=settings.request_timeout_seconds,
+        session_timeout_seconds=settings.session_timeout_seconds,
+        dead_letters=DeadLetterLimit(
+            count_max=settings.dead_letters_max,
+            share_max=settings.dead_letter_share_max,
+            window_seconds=settings.dead_letter_window_seconds,
+        ),
         in_doubt=settings.in_doubt,
         receipts=settings.receipts == "on",
     )
@@ -94,6 +109,8 @@ class Worker:
         self._consumer = UsageConsumer(settings, self)
         self._writer = RecordWriter(settings, compress=True)
         self._receipts = Receipts(settings)
+        self._decisions = Decisions(settings, self._receipts)
+        self._ranges = RangeReader(settings)
         self._admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
         self._pacspace = PacspaceClient.from_settings(
             settings, connections_max=settings.requests_in_flight_max
@@ -155,14 +172,17 @@ class Worker:
 
     async def _settle_until_stopped(self) -> None:
         """Start and poll until `request_stop`, which waits for no broker and no rebalance."""
-        settling = asyncio.create_task(self._settle())
-        stopping = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({settling, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (settling, stopping):
+        tasks = [
+            asyncio.create_task(each)
+            for each in (self._settle(), self._stop.wait(), self._look_for_decisions())
+        ]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(settling, stopping, return_exceptions=True)
-        if not settling.cancelled() and settling.exception() is not None:
-            await settling
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for task in tasks:
+            if not task.cancelled():
+                await task  # to raise what ended it, if something did
 
     async def _settle(self) -> None:
         await self._start()
@@ -227,6 +247,27 @@ class Worker:
                 # With records at hand a poll returns without waiting: let the others run.
                 await asyncio.sleep(0)
 
+    async def _look_for_decisions(self) -> None:
+        """Reopen halted partitions about which somebody has decided."""
+        while True:
+            await asyncio.sleep(_DECISION_SECONDS)
+            halted = [
+                name for name in self._pipeline.partitions if self._pipeline.may_be_reopened(name)
+            ]
+            if not halted or self._settings.receipts == "off":
+                continue
+            try:
+                decided = await self._decisions.taken(halted)
+                starts = await self.look_up(decided) if decided else {}
+            except IngesterError as error:
+                self._telemetry.decisions_retried(str(error))
+                continue
+            for name, start in starts.items():
+                if self._pipeline.may_be_reopened(name):
+                    self._consumer.seek(name, start.offset)
+                    self._handle(PartitionReopened(name, start, time.time()))
+                    self._telemetry.partition_reopened(name, start)
+
     async def _drain(self) -> bool:
         self._handle(DrainRequested())
         return await self._drained_in_time()
@@ -245,6 +286,7 @@ class Worker:
         if self._timer is not None:
             self._timer.cancel()
         await self._consumer.stop()
+        await self._ranges.stop()
         await self._receipts.stop()
         await self._writer.stop()
         await self._pacspace.aclose()
@@ -264,19 +306,18 @@ class Worker:
     async def look_up(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Start]:
         """Say where each partition begins, and what its former owners left in doubt."""
         stored = await self._admin.committed_offsets(self._settings.group_id)
-        new = [name for name in partitions if name not in stored]
-        beginnings = await self._consumer.beginnings(new)
+        beginnings = await self._consumer.beginnings(partitions)
         commits = {
             name: stored[name] if name in stored else Commit(beginnings[name], "")
             for name in partitions
         }
         if self._settings.receipts == "off":
-            return without_receipts(commits)
+            return without_receipts(commits, beginnings)
         counts: dict[str, int] = {}
         for topic, partition in partitions:
             counts[topic] = max(partition + 1, counts.get(topic, 0))
         await self._receipts.ensure_topics(self._admin, counts)
-        return await self._receipts.starts(commits)
+        return await self._receipts.starts(commits, beginnings)
 
     def partitions_assigned(self, starts: Mapping[TopicPartition, Start]) -> None:
         """Begin anew with what the group gave."""
@@ -303,8 +344,10 @@ class Worker:
         match command:
             case SendBatch(batch, attempt):
                 self._begin(self._send(batch, attempt))
-            case WriteDeadLetters(batch):
-                self._begin(self._write_dead_letters(batch))
+            case ReadRange(batch):
+                self._begin(self._read_range(batch))
+            case WriteDeadLetters():
+                self._begin(self._write_dead_letters(command))
             case WriteReceipt():
                 self._begin(self._write_receipt(command))
             case CommitOffsets(offsets):
@@ -333,12 +376,24 @@ class Worker:
         self._telemetry.attempt_ended(batch, attempt, outcome, seconds)
         self._telemetry.blocked_now(self._pipeline.blocked)
 
-    async def _write_dead_letters(self, batch: Batch) -> None:
+    async def _read_range(self, batch: Batch) -> None:
+        try:
+            records = await self._ranges.read(
+                batch.partition, batch.first_offset, batch.next_offset
+            )
+        except UnavailableError as error:
+            self._telemetry.range_read_retried(batch, str(error))
+            self._handle(RangeNotRead(batch, _jitter()))
+        else:
+            self._handle(RangeRead(batch, records))
+
+    async def _write_dead_letters(self, command: WriteDeadLetters) -> None:
+        batch, letters = command.batch, command.letters
         topic = self._settings.dead_letter_topic_for(batch.partition.topic)
-        reason = await self._writer.write_dead_letters(topic, batch.dead_letters)
+        reason = await self._writer.write_dead_letters(topic, letters)
         if reason is None:
             self._handle(DeadLettersWritten(batch))
-            self._telemetry.dead_letters_written(batch, topic)
+            self._telemetry.dead_letters_written(batch, letters, topic)
         else:
             self._telemetry.dead_letters_retried(batch, topic, reason)
             self._handle(DeadLettersNotWritten(batch, _jitter()))

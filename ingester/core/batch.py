@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ingester.core.deadletter import DeadLetter
 from ingester.core.event import Decode, Rejection
-from ingester.core.intent import Intent
+from ingester.core.intent import Intent, Range
 from ingester.core.record import Record, TopicPartition
 
 _BODY_START = b'{"items":['
@@ -24,14 +25,6 @@ _COMMALESS_BYTES = len(_BODY_START) + len(_BODY_END) - 1
 _DEAD_LETTER_BYTES = 500
 """A record and its rejection without key, value and headers: 340 measured, and the sentence. A
 tombstone has to fill the buffer as well, or a topic of them would fill the memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A record that is not sent, and why."""
-
-    record: Record
-    rejection: Rejection
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,9 +39,15 @@ class Batch:
     bits: int
     bits_by_key: Mapping[str, int]
     body: bytes
+    body_digest: bytes
     idempotency_key: str
     dead_letters: tuple[DeadLetter, ...]
     buffered_bytes: int
+
+    @property
+    def intent_digest(self) -> int:
+        """What an intent has room for of the digest."""
+        return int.from_bytes(self.body_digest[:4])
 
     def __str__(self) -> str:
         return f"{self.partition}[{self.first_offset},{self.next_offset})"
@@ -73,8 +72,10 @@ class BatchBuilder:
     decode: Decode
     frozen: deque[Intent] = field(default_factory=deque)
     """Boundaries that a former owner recorded, in offset order; each goes when it is formed."""
+    passed: Collection[Range] = ()
+    """Those of them that are settled: their records are not formed, but left out."""
     lost: Intent | None = None
-    """A frozen range whose records the log does not hold any more; set once, ends the filling."""
+    """A frozen range that cannot be formed again as it was; set once, ends the filling."""
     _encoded: list[bytes] = field(default_factory=list)
     _dead_letters: list[DeadLetter] = field(default_factory=list)
     _bits: int = 0
@@ -94,17 +95,25 @@ class BatchBuilder:
         """Bytes of the values in the open batch, and of all else that its dead letters keep."""
         return self._buffered_bytes
 
-    def extend(self, records: Sequence[Record]) -> list[Batch]:
+    def extend(self, records: Sequence[Record], cut_bytes_max: int = sys.maxsize) -> list[Batch]:
         """Take records in offset order; return the batches that they filled.
 
         A record that is no usage event stays in the batch as a dead letter and changes nothing for
-        its neighbours; so does one whose item alone exceeds `body_bytes_max`.
+        its neighbours; so does one whose item alone exceeds `body_bytes_max`. `cut_bytes_max` is
+        for an endpoint that takes less than the limits say.
         """
         batches: list[Batch] = []
         if self.frozen:
             records = self._form_again(records, batches)
-        self._fill(records, batches, self.limits.items_max, self.limits.body_bytes_max)
+        cut_bytes_max = min(cut_bytes_max, self.limits.body_bytes_max)
+        self._fill(records, batches, self.limits.items_max, cut_bytes_max)
         return batches
+
+    def form(self, records: Sequence[Record]) -> Batch:
+        """Form one batch of all these records, of which there is one at least."""
+        assert self._first is None, "the records of another batch are in between"
+        self._fill(records, [], sys.maxsize, sys.maxsize)
+        return self.cut()
 
     def _form_again(self, records: Sequence[Record], batches: list[Batch]) -> Sequence[Record]:
         """Form what a former owner intended, by its boundaries alone; return the records beyond."""
@@ -112,22 +121,29 @@ class BatchBuilder:
             intent = self.frozen[0]
             inside = [record for record in records if record.offset < intent.next_offset]
             records = records[len(inside) :]
+            if intent.range in self.passed:
+                if records or inside[-1].offset + 1 == intent.next_offset:
+                    self.frozen.popleft()
+                continue
             self._fill(inside, batches, sys.maxsize, sys.maxsize)
             if not records and (self._last is None or self._last.offset + 1 < intent.next_offset):
                 break  # the rest of it is still to be fetched
-            if not self._is(intent):
+            batch = self._cut_as(intent)
+            if batch is None:
                 self.lost = intent
                 self.discard()
                 return ()
             self.frozen.popleft()
-            batches.append(self.cut())
+            batches.append(batch)
         return records
 
-    def _is(self, intent: Intent) -> bool:
+    def _cut_as(self, intent: Intent) -> Batch | None:
+        """Cut what was intended; None when that is not what is there."""
         first, last = self._first, self._last
-        if first is None or last is None:
-            return False
-        return (first.offset, last.offset + 1) == (intent.first_offset, intent.next_offset)
+        if first is None or last is None or (first.offset, last.offset + 1) != intent.range:
+            return None
+        batch = self.cut()
+        return batch if batch.intent_digest == intent.digest else None
 
     def _fill(
         self, records: Sequence[Record], batches: list[Batch], items_max: int, cut_bytes_max: int
@@ -174,6 +190,7 @@ class BatchBuilder:
             bits=self._bits,
             bits_by_key=self._bits_by_key,
             body=body,
+            body_digest=hashlib.blake2b(body, digest_size=20).digest(),
             idempotency_key=_idempotency_key(self.partition, first, last),
             dead_letters=tuple(self._dead_letters),
             buffered_bytes=self._buffered_bytes,

@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+_BODY_KEPT_BYTES_MAX = 2048  # of a refusal: enough for every message seen, a header of a record
 _QUOTED_MAX = 300  # characters of a foreign body in a sentence of ours
 _SECONDS = re.compile(r"\+?[0-9]+(\.[0-9]*)?", re.ASCII)
 RETRY_AFTER_SECONDS_MAX = 24 * 3600.0
@@ -43,6 +44,8 @@ class AnswerLost:
     """The request left, or may have, and no whole answer came back."""
 
     reason: str
+    timed_out: bool = False
+    """Whether it may still be on its way, for as long again."""
 
 
 Answer = Response | NothingSent | AnswerLost
@@ -70,6 +73,8 @@ class InDoubt:
     reason: str
     status: int | None
     retry_after_seconds: float | None = None
+    timed_out: bool = False
+    """Whether the request may arrive, and be applied, after this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,10 @@ class Refused:
     reason: str
     status: int
     meaning: Literal["conflict", "too_large", "invalid"]
+    is_api: bool
+    """Whether the body is the API's own envelope, and not the page of something in between."""
+    body: bytes = b""
+    """The beginning of the answer, for the dead letter."""
 
 
 Outcome = Acknowledged | Deferred | InDoubt | Throttled | Blocked | Refused
@@ -152,7 +161,7 @@ def judge(answer: Answer, *, items_count: int, now: datetime) -> Outcome:
     if isinstance(answer, NothingSent):
         return Deferred(answer.reason)
     if isinstance(answer, AnswerLost):
-        return InDoubt(answer.reason, status=None)
+        return InDoubt(answer.reason, status=None, timed_out=answer.timed_out)
     if 200 <= answer.status < 300:
         return _judge_success(answer, items_count, now)
     details = read_envelope(answer.body)
@@ -166,7 +175,8 @@ def judge(answer: Answer, *, items_count: int, now: datetime) -> Outcome:
         case "blocked":
             return Blocked(reason, answer.status)
         case "conflict" | "too_large" | "invalid" as meaning:
-            return Refused(reason, answer.status, meaning)
+            body = answer.body[:_BODY_KEPT_BYTES_MAX]
+            return Refused(reason, answer.status, meaning, details.is_api, body)
         case None:
             return Blocked(f"{reason} (is INGESTER_PACSPACE_URL right?)", answer.status)
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import assert_never
 
 from ingester.core.batch import Batch
+from ingester.core.deadletter import DeadLetter
 from ingester.core.delivery import (
     Acknowledged,
     Blocked,
@@ -27,7 +28,7 @@ from ingester.core.delivery import (
 )
 from ingester.core.messages import AttemptEnded, Limits
 from ingester.core.offsets import Span
-from ingester.core.record import TopicPartition
+from ingester.core.record import Record, TopicPartition
 
 _FAILING_SHARE = 4  # a partition may have this part of all requests failing before it is parked
 _RETRY_AFTER_SPREAD = 0.05  # of the backoff, added to Retry-After: workers do not return at once
@@ -47,16 +48,25 @@ class Delivery:
     """When the endpoint wants it again at the earliest; written by each failed attempt."""
     in_doubt_since: float | None = None
     """Set by the first attempt that may have been applied; such a batch is not given up."""
+    quiet_at: float = 0.0
+    """When no attempt whose answer is unknown can arrive any more: before it no refusal is the
+    last word."""
     recorded: bool = False
     """Set by the commit that stored its intent; before it there is neither request nor receipt."""
     items_pending: bool = True
     """Until the acknowledgement; False from the start when there are no items."""
     dead_letters_pending: bool = True
     """Until they are written; False from the start when there are none."""
+    letters: Sequence[DeadLetter] = ()
+    """Those that are to be written."""
+    refused: Refused | None = None
+    """Set when it is refused for good; something smaller will take its place."""
+    records: Sequence[Record] = ()
+    """The batch's, of those alone that were refused and read again, and of their halves."""
     acknowledged: Acknowledged | None = None
     """Written by the acknowledgement, read by the receipt."""
-    write_attempts: int = 0
-    """Writes of its dead letters or its receipt that failed."""
+    topic_attempts: int = 0
+    """Writes of its dead letters or its receipt, or reads of its range, that failed."""
 
     @property
     def in_doubt(self) -> bool:
@@ -110,9 +120,11 @@ class Dispatcher:
         return min(times, default=None)
 
     def add(self, delivery: Delivery) -> None:
-        """Queue a batch behind those of its partition."""
+        """Queue a batch behind those of its partition, or what was split ahead of all."""
         name = delivery.batch.partition
-        if self._failing[name] >= self._failing_max:
+        if delivery.records:  # a part of what was refused: its partition waits for it
+            self._retries.append(delivery)
+        elif self._failing[name] >= self._failing_max:
             self._parked.setdefault(name, deque()).append(delivery)
         else:
             self._ready_count += 1
@@ -142,6 +154,10 @@ class Dispatcher:
             case InDoubt():
                 if delivery.in_doubt_since is None:
                     delivery.in_doubt_since = now
+                if outcome.timed_out:
+                    delivery.quiet_at = max(
+                        delivery.quiet_at, now + self._limits.request_timeout_seconds
+                    )
                 not_before = now + (outcome.retry_after_seconds or 0.0)
                 self._failed(delivery, max(now + backoff, not_before), not_before)
                 # A 503 that asks for a wait speaks for the service, a 202 (pending) for the batch.
@@ -151,9 +167,13 @@ class Dispatcher:
                 self._hold(outcome, fact.jitter, now)
                 self._retries.append(delivery)
             case Refused():
-                self._recovered(delivery)  # the pipeline halts the partition
+                self._recovered(delivery)  # what becomes of it, the pipeline says
             case _:
                 assert_never(outcome)
+
+    def put_off(self, delivery: Delivery, due: float) -> None:
+        """Try a batch again that was let go, at that time."""
+        heapq.heappush(self._waiting, (due, next(self._sequence), delivery))
 
     def forget_unsent(self, partition: TopicPartition) -> list[Delivery]:
         """Drop and return what no attempt can have written of a partition."""

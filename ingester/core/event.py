@@ -31,6 +31,7 @@ RejectionCode = Literal[
     "missing_member",
     "nesting_too_deep",
     "out_of_range",
+    "refused",
     "tombstone",
     "unknown_member",
     "wrong_type",

@@ -12,10 +12,15 @@ from dataclasses import dataclass
 from typing import Final
 
 METADATA_BYTES_MAX: Final = 4096  # a broker's offset.metadata.max.bytes, unless it was changed
-_PREFIX: Final = "pacspace1:"  # with the version; a text without it is somebody else's
-INTENTS_MAX: Final = 120
-"""Intents of one partition at a time: three numbers of 64, 64 and 32 bits take 25 bytes, 33 in
+_NAME: Final = "pacspace"  # a text that does not begin so is somebody else's
+_PREFIX: Final = f"{_NAME}2:"  # with the version of what follows
+INTENTS_MAX: Final = 100
+"""Intents of one partition at a time: four numbers of 63, 63, 33 and 32 bits take 28 bytes, 38 in
 base64, so that so many fit whatever the numbers are."""
+
+
+Range = tuple[int, int]
+"""`[first_offset, next_offset)`"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,12 @@ class Intent:
     next_offset: int
     intended_at: int
     """When it was first recorded, in seconds since the epoch."""
+    digest: int
+    """The beginning of its body's digest, 32 bits: who forms it again can tell whether it is it."""
+
+    @property
+    def range(self) -> Range:
+        return (self.first_offset, self.next_offset)
 
     @property
     def is_empty(self) -> bool:
@@ -51,15 +62,25 @@ def encode(committed: int, ledger: Ledger) -> str:
         numbers.append(intent.first_offset - at)
         numbers.append(intent.next_offset - intent.first_offset)
         numbers.append(_zigzag(intent.intended_at - moment))
+        numbers.append(intent.digest)
         at, moment = intent.next_offset, intent.intended_at
     packed = b"".join(map(_varint, numbers))
     return _PREFIX + base64.b64encode(packed).decode("ascii")
 
 
-def decode(committed: int, metadata: str) -> Ledger | None:
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Metadata of this program that this version cannot read; what was sent is not known."""
+
+    reason: str
+
+
+def decode(committed: int, metadata: str) -> Ledger | Unreadable | None:
     """Read the metadata back; None when somebody else wrote it, or nobody."""
-    if not metadata.startswith(_PREFIX):
+    if not metadata.startswith(_NAME):
         return None
+    if not metadata.startswith(_PREFIX):
+        return Unreadable("another version of this program wrote it")
     try:
         numbers = _numbers(base64.b64decode(metadata[len(_PREFIX) :], validate=True))
         receipts_offset, intents_count = next(numbers), next(numbers)
@@ -69,11 +90,11 @@ def decode(committed: int, metadata: str) -> Ledger | None:
             first_offset = at + next(numbers)
             at = first_offset + next(numbers)
             moment += _unzigzag(next(numbers))
-            intents.append(Intent(first_offset, at, moment))
+            intents.append(Intent(first_offset, at, moment, next(numbers)))
     except (ValueError, StopIteration):
-        return None
+        return Unreadable("it is damaged")
     if next(numbers, None) is not None or any(each.is_empty for each in intents):
-        return None
+        return Unreadable("it is damaged")
     return Ledger(receipts_offset, intents)
 
 
@@ -96,6 +117,8 @@ def _numbers(packed: bytes) -> Iterator[int]:
         if byte < 0x80:
             yield number
             number = shift = 0
+    if shift:
+        raise ValueError("the last number has no end")
 
 
 def _zigzag(number: int) -> int:

@@ -6,13 +6,14 @@ shell draws, so that the core stays deterministic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ingester.core.batch import Batch, BatchLimits
+from ingester.core.deadletter import DeadLetter, DeadLetterLimit
 from ingester.core.delivery import Acknowledged, Outcome, backoff_seconds
-from ingester.core.intent import Ledger
+from ingester.core.intent import Ledger, Range
 from ingester.core.record import Record, TopicPartition
 
 InDoubtPolicy = Literal["retry", "halt"]
@@ -29,6 +30,9 @@ class Limits:
     backoff_seconds_max: float
     commit_interval_seconds: float
     idempotency_window_seconds: float
+    request_timeout_seconds: float
+    session_timeout_seconds: float
+    dead_letters: DeadLetterLimit
     in_doubt: InDoubtPolicy
     receipts: bool
 
@@ -50,9 +54,19 @@ class Start:
     """Where an assigned partition begins, and what its former owners left there."""
 
     offset: int
+    """To be read and committed next: the committed one, or beyond what was settled since."""
     ledger: Ledger
-    receipted: Mapping[tuple[int, int], int]
-    """Ranges that have a receipt, with its offset: settled, though perhaps not committed."""
+    """What is intended from there on."""
+    settled: Mapping[Range, int]
+    """Those of the intents that are settled, and where the receipts topic says so."""
+    resent: Collection[Range] = ()
+    """Those that somebody decided to have sent again, whatever the policies say."""
+    advanced: bool = False
+    """Whether the committed offset is behind this one."""
+    halt_reason: str | None = None
+    """Why the partition must not be read, if so."""
+    foreign_metadata: str = ""
+    """What somebody else wrote where the intents go; the next commit replaces it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +76,15 @@ class PartitionsAssigned:
     partitions: Mapping[TopicPartition, Start]
     wall_seconds: float
     """Seconds since the epoch, now."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionReopened:
+    """Somebody has judged what halted this partition, which is still assigned."""
+
+    partition: TopicPartition
+    start: Start
+    wall_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +108,22 @@ class AttemptEnded:
 
     batch: Batch
     outcome: Outcome
+    jitter: float
+
+
+@dataclass(frozen=True, slots=True)
+class RangeRead:
+    """All records that the log has of the range of a batch, in offset order."""
+
+    batch: Batch
+    records: Sequence[Record]
+
+
+@dataclass(frozen=True, slots=True)
+class RangeNotRead:
+    """The log cannot be read now; it will be tried again."""
+
+    batch: Batch
     jitter: float
 
 
@@ -155,9 +194,12 @@ class Tick:
 
 Fact = (
     PartitionsAssigned
+    | PartitionReopened
     | RecordsFetched
     | ReadFailed
     | AttemptEnded
+    | RangeRead
+    | RangeNotRead
     | DeadLettersWritten
     | DeadLettersNotWritten
     | ReceiptWritten
@@ -183,10 +225,18 @@ class SendBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class WriteDeadLetters:
-    """Write all dead letters of the batch and wait until the broker has them."""
+class ReadRange:
+    """Read the batch's records again: it was refused, and they were not kept."""
 
     batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class WriteDeadLetters:
+    """Write these dead letters of the batch and wait until the broker has them."""
+
+    batch: Batch
+    letters: Sequence[DeadLetter]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +288,7 @@ class HaltPartition:
 
 Command = (
     SendBatch
+    | ReadRange
     | WriteDeadLetters
     | WriteReceipt
     | CommitOffsets

@@ -19,6 +19,7 @@ class Span:
 
     first_offset: int
     next_offset: int
+    digest: int
     intended_at: int | None = None
     """Seconds since the epoch; set by the commit that first records it, None before."""
     receipts_offset: int = 0
@@ -38,26 +39,31 @@ class OffsetTracker:
         self, position: int, receipts_offset: int = 0, inherited: Iterable[Intent] = ()
     ) -> None:
         self.position = position  # the offset that may be committed: everything below is settled
-        self._inherited = deque(inherited)
-        # What former owners intended and is not tracked yet: commits have to go on saying so.
-        self._inherited_receipts_offset = receipts_offset
         self._receipts_offset = receipts_offset  # the receipts' partition reaches at least so far
         self._spans: deque[Span] = deque()  # those above the position, ascending
+        for each in inherited:
+            self._append(
+                Span(
+                    each.first_offset,
+                    each.next_offset,
+                    each.digest,
+                    intended_at=each.intended_at,
+                    receipts_offset=receipts_offset,
+                )
+            )
+        self.inherited = {(each.first_offset, each.next_offset): each for each in self._spans}
+        # What former owners intended; they alone are settled before they are read.
 
-    def track(self, span: Span) -> bool:
-        """Add a span, which follows all that are tracked; return whether it was inherited."""
+    def track(self, span: Span) -> None:
+        """Add a span, which follows all that are tracked."""
+        span.receipts_offset = self._receipts_offset
+        self._append(span)
+
+    def _append(self, span: Span) -> None:
         above = self._spans[-1].next_offset if self._spans else self.position
         assert span.first_offset >= above, "spans must not overlap"
         assert span.next_offset > span.first_offset, "a span holds at least one record"
         self._spans.append(span)
-        if not self._inherited:
-            span.receipts_offset = self._receipts_offset
-            return False
-        intent = self._inherited.popleft()
-        assert (span.first_offset, span.next_offset) == (intent.first_offset, intent.next_offset)
-        span.intended_at = intent.intended_at
-        span.receipts_offset = self._inherited_receipts_offset
-        return True
 
     def receipt_found(self, offset: int) -> None:
         """Take note of how far the receipts reach; spans tracked from now on have theirs above."""
@@ -72,6 +78,17 @@ class OffsetTracker:
         while self._spans and self._spans[0].settled:
             self.position = self._spans.popleft().next_offset
         return self.position != before
+
+    def split(self, span: Span, halves: tuple[Span, Span], intended_at: int) -> None:
+        """Intend two halves in place of an intended span, from the next commit on."""
+        assert span.intended_at is not None, "what was never intended was never refused"
+        for half in halves:
+            half.intended_at = intended_at
+            half.receipts_offset = span.receipts_offset
+        index = self._spans.index(span)
+        del self._spans[index]
+        self._spans.insert(index, halves[1])
+        self._spans.insert(index, halves[0])
 
     def retract(self, spans: Collection[Span]) -> bool:
         """Intend no more what was not applied; return whether the next commit has less to say.
@@ -89,6 +106,10 @@ class OffsetTracker:
                 retracted = True
         return retracted
 
+    def is_next(self, span: Span) -> bool:
+        """Whether the position waits for this span before all others."""
+        return bool(self._spans) and self._spans[0] is span
+
     @property
     def unsettled_count(self) -> int:
         """Spans that a commit has to wait for, those settled out of order included."""
@@ -97,17 +118,15 @@ class OffsetTracker:
     @property
     def intended_count(self) -> int:
         """Spans that the next commit has to record."""
-        return len(self._inherited) + sum(span.intended_at is not None for span in self._spans)
+        return sum(span.intended_at is not None for span in self._spans)
 
     def ledger(self) -> Ledger:
         """What a commit of the position has to say of all that is above it."""
         intents = [
-            Intent(span.first_offset, span.next_offset, span.intended_at)
+            Intent(span.first_offset, span.next_offset, span.intended_at, span.digest)
             for span in self._spans
             if span.intended_at is not None
         ]
-        if self._spans:  # in their order the lower bounds of their receipts ascend
-            return Ledger(self._spans[0].receipts_offset, [*intents, *self._inherited])
-        if self._inherited:
-            return Ledger(self._inherited_receipts_offset, list(self._inherited))
-        return Ledger(self._receipts_offset, [])
+        # In their order the lower bounds of their receipts ascend.
+        lowest = self._spans[0].receipts_offset if self._spans else self._receipts_offset
+        return Ledger(lowest, intents)

@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import assert_never
 
 from ingester.core.batch import Batch, BatchBuilder
+from ingester.core.committer import Committer
+from ingester.core.deadletter import DeadLetterWindow
 from ingester.core.delivery import Acknowledged, Blocked, InDoubt, Refused
 from ingester.core.dispatch import Delivery, Dispatcher
 from ingester.core.event import Decode
-from ingester.core.intent import INTENTS_MAX, encode
 from ingester.core.messages import (
     AttemptEnded,
     Command,
-    Commit,
     CommitFailed,
-    CommitOffsets,
     DeadLettersNotWritten,
     DeadLettersWritten,
     DrainRequested,
@@ -34,10 +33,14 @@ from ingester.core.messages import (
     HaltPartition,
     Limits,
     OffsetsCommitted,
+    PartitionReopened,
     PartitionsAssigned,
     PartitionsRevoked,
     PausePartitions,
+    RangeNotRead,
+    RangeRead,
     ReadFailed,
+    ReadRange,
     ReceiptNotWritten,
     ReceiptWritten,
     RecordsFetched,
@@ -50,32 +53,9 @@ from ingester.core.messages import (
     WriteReceipt,
 )
 from ingester.core.offsets import OffsetTracker, Span
-from ingester.core.record import TopicPartition
-
-_INTENTS_SPACING_SECONDS = 0.005
-"""Between two commits of a busy worker: 200 a second take some per cent of a core."""
-
-
-@dataclass(slots=True, eq=False)
-class _Partition:
-    """One assignment of one partition."""
-
-    builder: BatchBuilder
-    offsets: OffsetTracker
-    receipted: Mapping[tuple[int, int], int]
-    """Which of the ranges that former owners intended has a receipt, and where."""
-    unintended: deque[Delivery] = field(default_factory=deque)
-    """Cut and in no commit yet, in offset order; emptied by commits."""
-    batches_bytes: int = 0
-    """Bytes of all batches that are cut and not settled."""
-    committed: int | None = None
-    """What the last successful commit of this assignment said; None before the first."""
-    halt_reason: str | None = None
-    """Set once, by whatever stopped the partition; ends with the assignment."""
-
-    @property
-    def buffered_bytes(self) -> int:
-        return self.batches_bytes + self.builder.buffered_bytes
+from ingester.core.partition import Partition
+from ingester.core.record import Record, TopicPartition
+from ingester.core.refusal import BodyLimit, halves, without_item
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,27 +76,22 @@ class Pipeline:
         self._limits = limits
         self._decode = decode
         self._epoch = 0
-        self._partitions: dict[TopicPartition, _Partition] = {}
+        self._partitions: dict[TopicPartition, Partition] = {}
         self._open: OrderedDict[TopicPartition, float] = OrderedDict()
         # When the linger of each open batch ends. The linger is one for all: oldest first.
         self._dispatcher = Dispatcher(limits)
+        self._committer = Committer(limits)
+        self._body_limit = BodyLimit(limits.batch.body_bytes_max)
         self._deliveries: dict[Batch, Delivery] = {}
         # Every batch cut and not settled; a fact about any other is about a former assignment.
         self._rewrites: list[tuple[float, int, Delivery]] = []
-        # Those whose dead letters or receipt could not be written: a heap by due time.
+        # Those with something to be written or read again that failed: a heap by due time.
         self._sequence = count()  # breaks ties in the heap
+        self._refused: dict[Partition, None] = {}
+        # Those that hold refused batches; looked through after each fact.
         self._buffered_bytes = 0  # the sum over the partitions
         self._paused: set[TopicPartition] = set()
-        self._uncommitted: dict[TopicPartition, None] = {}
-        # Partitions with a new position or new batches; emptied by commits, filled if one fails.
-        # The keys are a set with an order, so that the same facts give the same commands.
-        self._committing: dict[TopicPartition, tuple[int, list[Delivery]]] | None = None
-        # What the commit under way stores: the position, and the batches it intends.
         self._wall_offset = 0.0  # what to add to `now` for seconds since the epoch
-        self._commit_due = 0.0
-        self._intents_due = 0.0  # before `_commit_due`, for a worker that has too little to send
-        self._unintended_count = 0
-        self._commit_failures = 0  # in a row
         self._fenced = False  # from a commit that says so to the end of the assignment
         self._revoking = False  # from the start of a revocation to the next assignment
         self._draining = False  # from the request on, for good
@@ -128,8 +103,7 @@ class Pipeline:
         """Whether waiting longer would settle or commit nothing more."""
         if self._fenced:
             return not self._dispatcher.in_flight
-        busy = self._open or self._deliveries or self._uncommitted
-        return not busy and self._committing is None
+        return not self._open and not self._deliveries and self._committer.idle
 
     @property
     def assigned(self) -> bool:
@@ -161,17 +135,23 @@ class Pipeline:
             for name, part in self._partitions.items()
         }
 
+    def may_be_reopened(self, name: TopicPartition) -> bool:
+        """Whether a partition is halted, and nothing of it is under way any more."""
+        part = self._partitions.get(name)
+        if part is None or not part.halt_reason or self._revoking or self._draining:
+            return False
+        at_rest = all(batch.partition != name for batch in self._deliveries)
+        return at_rest and not self._committer.concerns(part)
+
     def wake_at(self) -> float | None:
         """Return when a `Tick` is next needed, or None when only a fact can change anything."""
         if self._fenced:
             return None
-        times = [self._dispatcher.wake_at()]
+        times = [self._dispatcher.wake_at(), self._next_commit()]
         if self._open:
             times.append(next(iter(self._open.values())))
         if self._rewrites:
             times.append(self._rewrites[0][0])
-        if self._committing is None and self._uncommitted:
-            times.append(self._next_commit())
         return min((time for time in times if time is not None), default=None)
 
     # -- facts --------------------------------------------------------------------------------
@@ -186,6 +166,8 @@ class Pipeline:
                 self._fetched(fact, now, commands)
             case AttemptEnded():
                 self._attempt_ended(fact, now, commands)
+            case RangeRead():
+                self._range_read(fact, commands)
             case OffsetsCommitted():
                 self._committed(commands)
             case CommitFailed():
@@ -194,26 +176,31 @@ class Pipeline:
                 self._dead_letters_written(fact.batch, commands)
             case ReceiptWritten():
                 self._receipt_written(fact)
-            case DeadLettersNotWritten() | ReceiptNotWritten():
-                self._not_written(fact, now)
+            case DeadLettersNotWritten() | ReceiptNotWritten() | RangeNotRead():
+                self._not_done(fact, now)
             case ReadFailed():
                 self._halt(fact.partition, fact.reason, commands)
             case PartitionsAssigned():
                 self._assigned(fact, now, commands)
+            case PartitionReopened():
+                self._reopened(fact, now, commands)
             case RevocationStarted():
                 self._revocation_started()
             case PartitionsRevoked():
                 self._revoked()
             case DrainRequested():
-                self._drain(commands)
+                self._draining = True
+                self._cut_all(now, commands)
             case Tick():
                 self._tick(now, commands)
             case _:
                 assert_never(fact)
+        if self._refused:
+            self._replace_refused(now, commands)
         if not self._fenced:
             for delivery in self._dispatcher.start(now):
                 self._send(delivery, now, commands)
-        self._resume(commands)  # after whatever gives room, before the commit of what it cuts
+        self._resume(now, commands)  # after whatever makes room, before the commit of what it cuts
         if not self._fenced:
             self._commit(now, commands)
         return commands
@@ -224,25 +211,50 @@ class Pipeline:
         self._revoking = False
         self._wall_offset = fact.wall_seconds - now
         for name, start in fact.partitions.items():
-            intents = start.ledger.intents
-            builder = BatchBuilder(
-                name, self._epoch, self._limits.batch, self._decode, frozen=deque(intents)
-            )
-            self._partitions[name] = _Partition(
-                builder,
-                OffsetTracker(start.offset, start.ledger.receipts_offset, intents),
-                receipted=start.receipted,
-            )
-            reason = self._not_to_be_sent_again(start, fact.wall_seconds)
-            if reason is not None:
-                self._halt(name, reason, commands)
+            self._begin(name, start, now, commands)
+
+    def _reopened(self, fact: PartitionReopened, now: float, commands: list[Command]) -> None:
+        if not self.may_be_reopened(fact.partition):
+            return
+        self._epoch += 1  # what is still to come of the time before is nobody's
+        self._wall_offset = fact.wall_seconds - now
+        commands.append(ResumePartitions(frozenset({fact.partition})))
+        self._begin(fact.partition, fact.start, now, commands)
+
+    def _begin(
+        self, name: TopicPartition, start: Start, now: float, commands: list[Command]
+    ) -> None:
+        intents = start.ledger.intents
+        limits = self._limits
+        part = self._partitions[name] = Partition(
+            BatchBuilder(
+                name,
+                self._epoch,
+                limits.batch,
+                self._decode,
+                frozen=deque(intents),
+                passed=start.settled.keys(),
+            ),
+            OffsetTracker(start.offset, start.ledger.receipts_offset, intents),
+            DeadLetterWindow(limits.dead_letters),
+            quiet_at=now + limits.session_timeout_seconds + limits.request_timeout_seconds,
+            resent=start.resent,
+        )
+        for range_, receipt_offset in start.settled.items():
+            part.offsets.receipt_found(receipt_offset)
+            part.offsets.settle(part.offsets.inherited[range_])
+        reason = start.halt_reason or self._not_to_be_sent_again(start, now + self._wall_offset)
+        if reason is not None:
+            self._halt(name, reason, commands)
+        elif start.advanced:
+            self._committer.changed(part)
 
     def _not_to_be_sent_again(self, start: Start, wall_seconds: float) -> str | None:
         """Say why what a former owner left in doubt has to be judged by somebody, if it has."""
         in_doubt = [
             each
             for each in start.ledger.intents
-            if (each.first_offset, each.next_offset) not in start.receipted
+            if each.range not in start.settled and each.range not in start.resent
         ]
         if not in_doubt:
             return None
@@ -263,24 +275,27 @@ class Pipeline:
     def _fetched(self, fact: RecordsFetched, now: float, commands: list[Command]) -> None:
         if self._revoking or self._draining:
             return
+        cut_bytes_max = self._body_limit.bytes_max(now)
         for name, records in fact.records.items():
             part = self._partitions.get(name)
             if part is None or part.halt_reason or not records:
                 continue
             before = part.builder.buffered_bytes
-            batches = part.builder.extend(records)
+            batches = part.builder.extend(records, cut_bytes_max)
             cut_bytes = sum(batch.buffered_bytes for batch in batches)
             self._buffered_bytes += cut_bytes + part.builder.buffered_bytes - before
             if batches:
                 self._open.pop(name, None)
-                self._take(part, batches, commands)
+                self._take(part, batches, now, commands)
             if part.builder.may_be_cut:
                 self._open.setdefault(name, now + self._limits.batch.linger_seconds)
             if part.builder.lost is not None:
                 lost = part.builder.lost
                 reason = (
                     f"in doubt: [{lost.first_offset},{lost.next_offset}) was sent by a former"
-                    " owner, and the log does not hold all of its records any more"
+                    " owner, and cannot be formed again as it was: the log does not hold all of its"
+                    " records any more, or INGESTER_UNKNOWN_MEMBERS or INGESTER_BODY_BYTES_MAX"
+                    " were changed"
                 )
                 self._halt(name, reason, commands)
         self._pause(fact.records, commands)
@@ -302,18 +317,65 @@ class Pipeline:
             self._forget([delivery])
             self._halt(fact.batch.partition, reason, commands)
         elif isinstance(fact.outcome, Refused):
-            self._forget([delivery])
-            self._retract(self._partitions[fact.batch.partition], [delivery])
-            reason = f"{fact.batch} was refused: {fact.outcome.reason}"
-            self._halt(fact.batch.partition, reason, commands)
+            self._attempt_refused(delivery, fact.outcome, now, commands)
         elif self._revoking or self._partitions[fact.batch.partition].halt_reason:
             self._give_up(fact.batch.partition)
+
+    def _attempt_refused(
+        self, delivery: Delivery, refused: Refused, now: float, commands: list[Command]
+    ) -> None:
+        """Take a refusal for the last word, or for none where that may count something twice."""
+        batch = delivery.batch
+        part = self._partitions[batch.partition]
+        doubtful = delivery.in_doubt and not refused.is_api
+        if refused.meaning == "conflict" or doubtful:
+            # It stays intended: something was, or may have been, applied under its key.
+            self._forget([delivery])
+            detail = (
+                "after an attempt whose end is not known, and not by PacSpace itself"
+                if doubtful
+                else "the key was used before with another body"
+            )
+            self._halt(part.name, f"{batch} is in doubt ({detail}): {refused.reason}", commands)
+            return
+        if now < delivery.quiet_at:
+            self._dispatcher.put_off(delivery, delivery.quiet_at)
+            return
+        delivery.in_doubt_since = None  # a key is looked up before a body is judged
+        delivery.refused = refused
+        part.refused.append(delivery)
+        if self._revoking or part.halt_reason:
+            self._give_up(part.name)
+            return
+        self._refused[part] = None
+        if refused.meaning == "too_large" and batch.items_count > 1:
+            self._body_limit.refused(len(batch.body), now)
+        if not delivery.records and not delivery.dead_letters_pending:
+            self._work_on(delivery, commands)
+
+    def _range_read(self, fact: RangeRead, commands: list[Command]) -> None:
+        delivery = self._deliveries.get(fact.batch)
+        if delivery is None:
+            return
+        if fact.records:
+            batch = self._form(fact.batch, fact.records)
+            if batch.body_digest == fact.batch.body_digest:
+                delivery.records = fact.records
+                return
+        reason = (
+            f"{fact.batch} was refused, and the log does not hold all of its records any more, so"
+            " that the one at fault cannot be found"
+        )
+        self._halt(fact.batch.partition, reason, commands)
 
     def _dead_letters_written(self, batch: Batch, commands: list[Command]) -> None:
         delivery = self._deliveries.get(batch)
         if delivery is not None:
             delivery.dead_letters_pending = False
-            self._advance(delivery, commands)
+            if delivery.refused is not None:
+                self._work_on(delivery, commands)
+            else:
+                self._advance(delivery, commands)
 
     def _receipt_written(self, fact: ReceiptWritten) -> None:
         delivery = self._deliveries.get(fact.batch)
@@ -321,19 +383,17 @@ class Pipeline:
             self._partitions[fact.batch.partition].offsets.receipt_found(fact.offset)
             self._settle(delivery)
 
-    def _not_written(self, fact: DeadLettersNotWritten | ReceiptNotWritten, now: float) -> None:
+    def _not_done(
+        self, fact: DeadLettersNotWritten | ReceiptNotWritten | RangeNotRead, now: float
+    ) -> None:
         delivery = self._deliveries.get(fact.batch)
         if delivery is not None:
-            delivery.write_attempts += 1
-            due = now + self._limits.backoff_seconds(delivery.write_attempts, fact.jitter)
+            delivery.topic_attempts += 1
+            due = now + self._limits.backoff_seconds(delivery.topic_attempts, fact.jitter)
             heapq.heappush(self._rewrites, (due, next(self._sequence), delivery))
 
     def _committed(self, commands: list[Command]) -> None:
-        assert self._committing is not None, "a commit ends once"
-        committing, self._committing = self._committing, None
-        self._commit_failures = 0
-        for name, (position, intended) in committing.items():
-            self._partitions[name].committed = position
+        for part, intended in self._committer.succeeded():
             for delivery in intended:
                 if delivery.batch not in self._deliveries:
                     continue
@@ -342,25 +402,17 @@ class Pipeline:
                     self._dispatcher.add(delivery)
                 else:
                     self._advance(delivery, commands)
-            if self._revoking or self._partitions[name].halt_reason:
-                self._give_up(name)
+            if self._revoking or part.halt_reason:
+                self._give_up(part.name)
 
     def _commit_failed(self, fact: CommitFailed, now: float) -> None:
-        assert self._committing is not None, "a commit ends once"
-        committing, self._committing = self._committing, None
-        for name, (_, intended) in committing.items():
-            part = self._partitions[name]
-            self._uncommitted[name] = None
-            part.unintended.extendleft(reversed(intended))
-            self._unintended_count += len(intended)
+        for part in self._committer.failed(now, fact.jitter):
             if self._revoking or part.halt_reason:
-                self._give_up(name)
+                self._give_up(part.name)
         if fact.fenced:
             # Whoever has the partitions by now knows what was intended, and settles it.
             self._fenced = True
             self._revocation_started()
-        self._commit_failures += 1
-        self._commit_due = now + self._limits.backoff_seconds(self._commit_failures, fact.jitter)
 
     def _revocation_started(self) -> None:
         """Finish what may have been applied; the rest is quicker read again than sent."""
@@ -373,39 +425,32 @@ class Pipeline:
         self._partitions.clear()
         self._open.clear()
         self._dispatcher.clear()
+        self._committer = Committer(self._limits)
         self._deliveries.clear()
         self._rewrites.clear()
+        self._refused.clear()
         self._buffered_bytes = 0
         self._paused.clear()
-        self._uncommitted.clear()
-        self._committing = None
         self._fenced = False
-        self._unintended_count = 0
-        self._commit_due = self._intents_due = 0.0
-        self._commit_failures = 0
-
-    def _drain(self, commands: list[Command]) -> None:
-        self._draining = True
-        self._cut_all(commands)
 
     def _tick(self, now: float, commands: list[Command]) -> None:
         while self._open and next(iter(self._open.values())) <= now:
-            self._cut_oldest(commands)
+            self._cut_oldest(now, commands)
         while self._rewrites and self._rewrites[0][0] <= now:
             delivery = heapq.heappop(self._rewrites)[2]
             if delivery.batch in self._deliveries:
-                self._write(delivery, commands)
+                self._work_on(delivery, commands)
 
     # -- steps --------------------------------------------------------------------------------
 
-    def _cut_all(self, commands: list[Command]) -> None:
+    def _cut_all(self, now: float, commands: list[Command]) -> None:
         while self._open:
-            self._cut_oldest(commands)
+            self._cut_oldest(now, commands)
 
-    def _cut_oldest(self, commands: list[Command]) -> None:
+    def _cut_oldest(self, now: float, commands: list[Command]) -> None:
         name, _ = self._open.popitem(last=False)
         part = self._partitions[name]
-        self._take(part, [part.builder.cut()], commands)
+        self._take(part, [part.builder.cut()], now, commands)
 
     def _discard(self, name: TopicPartition) -> None:
         """Forget the open batch of a partition."""
@@ -414,44 +459,44 @@ class Pipeline:
         self._buffered_bytes -= builder.buffered_bytes
         builder.discard()
 
-    def _take(self, part: _Partition, batches: list[Batch], commands: list[Command]) -> None:
-        for batch in batches:
-            span = Span(batch.first_offset, batch.next_offset)
-            inherited = part.offsets.track(span)
+    def _take(
+        self, part: Partition, batches: list[Batch], now: float, commands: list[Command]
+    ) -> None:
+        """Take what was cut; past the dead-letter limit halt, and leave the rest in the log."""
+        for index, batch in enumerate(batches):
+            letters = batch.dead_letters
+            too_many = part.dead_letters.add(now, batch.items_count + len(letters), len(letters))
+            if too_many:
+                self._buffered_bytes -= sum(each.buffered_bytes for each in batches[index:])
+                self._halt(part.name, _too_many(too_many, letters[-1].rejection.detail), commands)
+                return
             part.batches_bytes += batch.buffered_bytes
+            span = part.offsets.inherited.get((batch.first_offset, batch.next_offset))
             delivery = Delivery(
                 batch,
-                span,
-                recorded=inherited,
+                span or Span(batch.first_offset, batch.next_offset, batch.intent_digest),
+                recorded=span is not None,
                 items_pending=batch.items_count > 0,
-                dead_letters_pending=bool(batch.dead_letters),
+                dead_letters_pending=bool(letters),
+                letters=letters,
             )
             self._deliveries[batch] = delivery
-            if inherited:
-                self._take_inherited(part, delivery, commands)
-                continue
-            part.unintended.append(delivery)
-            self._unintended_count += 1
-            self._uncommitted[batch.partition] = None
-            if delivery.dead_letters_pending:
-                self._write(delivery, commands)
+            if span is None:
+                part.offsets.track(delivery.span)
+                self._committer.intend(part, delivery)
+            if letters:
+                self._work_on(delivery, commands)
+            if span is not None and delivery.items_pending:
+                self._inherit(part, delivery, now)
 
-    def _take_inherited(
-        self, part: _Partition, delivery: Delivery, commands: list[Command]
-    ) -> None:
-        """Pass what has a receipt; of the rest nobody knows whether it was sent."""
+    def _inherit(self, part: Partition, delivery: Delivery, now: float) -> None:
+        """Send again what nobody knows whether it was sent."""
         span = delivery.span
-        assert span.intended_at is not None
-        delivery.in_doubt_since = span.intended_at - self._wall_offset
-        receipt_offset = part.receipted.get((span.first_offset, span.next_offset))
-        if receipt_offset is not None:
-            part.offsets.receipt_found(receipt_offset)
-            self._settle(delivery)
-            return
-        if delivery.dead_letters_pending:
-            self._write(delivery, commands)
-        if delivery.items_pending:
-            self._dispatcher.add(delivery)
+        assert span.intended_at is not None, "what is inherited was intended"
+        resent = (span.first_offset, span.next_offset) in part.resent
+        delivery.in_doubt_since = now if resent else span.intended_at - self._wall_offset
+        delivery.quiet_at = part.quiet_at
+        self._dispatcher.add(delivery)
 
     def _send(self, delivery: Delivery, now: float, commands: list[Command]) -> None:
         """Send, or halt where a key that PacSpace may have forgotten would protect nothing."""
@@ -464,10 +509,12 @@ class Pipeline:
         reason = self._perhaps_forgotten(str(delivery.batch))
         self._halt(delivery.batch.partition, reason, commands)
 
-    def _write(self, delivery: Delivery, commands: list[Command]) -> None:
-        """Write the dead letters, or the receipt when everything else is done."""
+    def _work_on(self, delivery: Delivery, commands: list[Command]) -> None:
+        """Do what is next in the topics: dead letters, a look at what was refused, the receipt."""
         if delivery.dead_letters_pending:
-            commands.append(WriteDeadLetters(delivery.batch))
+            commands.append(WriteDeadLetters(delivery.batch, delivery.letters))
+        elif delivery.refused is not None:
+            commands.append(ReadRange(delivery.batch))
         else:
             commands.append(WriteReceipt(delivery.batch, delivery.acknowledged, delivery.attempts))
 
@@ -477,34 +524,92 @@ class Pipeline:
         if not self._limits.receipts:
             self._settle(delivery)
         elif delivery.recorded:
-            self._write(delivery, commands)
+            self._work_on(delivery, commands)
 
     def _settle(self, delivery: Delivery) -> None:
-        batch = delivery.batch
-        del self._deliveries[batch]
-        part = self._partitions[batch.partition]
-        part.batches_bytes -= batch.buffered_bytes
-        self._buffered_bytes -= batch.buffered_bytes
+        part = self._partitions[delivery.batch.partition]
+        self._forget([delivery])
         if part.offsets.settle(delivery.span):
-            self._uncommitted[batch.partition] = None
+            self._committer.changed(part)
+
+    def _replace_refused(self, now: float, commands: list[Command]) -> None:
+        """Put halves, or a dead letter, in the place of what was refused and can be looked into."""
+        for part in list(self._refused):
+            for delivery in list(part.refused):
+                if not delivery.records:
+                    continue
+                if delivery.batch.items_count == 1:
+                    self._refuse_item(part, delivery, now, commands)
+                elif self._committer.may_split(part, delivery):
+                    self._split(part, delivery, now)
+                if part.halt_reason:
+                    break
+            if not part.refused:
+                self._refused.pop(part, None)
+
+    def _split(self, part: Partition, delivery: Delivery, now: float) -> None:
+        parts = []
+        for records in halves(delivery.batch, delivery.records):
+            half = self._form(delivery.batch, records)
+            span = Span(half.first_offset, half.next_offset, half.intent_digest)
+            parts.append(Delivery(half, span, dead_letters_pending=False, records=records))
+        first, second = parts
+        wall_seconds = int(now + self._wall_offset)
+        part.offsets.split(delivery.span, (first.span, second.span), wall_seconds)
+        self._replace(part, delivery, parts)
+        self._committer.intend_halves(part, parts)
+
+    def _refuse_item(
+        self, part: Partition, delivery: Delivery, now: float, commands: list[Command]
+    ) -> None:
+        assert delivery.refused is not None, "only what was refused is looked into"
+        too_many = part.dead_letters.add(now, 0, 1)
+        if too_many:
+            self._halt(part.name, _too_many(too_many, delivery.refused.reason), commands)
+            return
+        batch, letter = without_item(delivery.batch, delivery.records, delivery.refused)
+        emptied = Delivery(
+            batch,
+            delivery.span,
+            delivery.attempts,
+            recorded=True,
+            items_pending=False,
+            letters=(letter,),
+        )
+        self._replace(part, delivery, [emptied])
+        self._work_on(emptied, commands)
+
+    def _replace(self, part: Partition, delivery: Delivery, others: Iterable[Delivery]) -> None:
+        self._forget([delivery])
+        part.refused.remove(delivery)
+        for each in others:
+            self._deliveries[each.batch] = each
+            part.batches_bytes += each.batch.buffered_bytes
+            self._buffered_bytes += each.batch.buffered_bytes
+
+    def _form(self, batch: Batch, records: Sequence[Record]) -> Batch:
+        """Form the batch of these records, which belong to a batch that was refused."""
+        builder = BatchBuilder(batch.partition, batch.epoch, self._limits.batch, self._decode)
+        return builder.form(records)
 
     def _give_up(self, name: TopicPartition) -> None:
         """Forget what no attempt can have written."""
         part = self._partitions[name]
-        unsent = [each for each in part.unintended if each.batch in self._deliveries]
-        self._unintended_count -= len(part.unintended)
-        part.unintended.clear()
+        unsent = [each for each in self._committer.give_up(part) if each.batch in self._deliveries]
         unsent += self._dispatcher.forget_unsent(name)
+        unsent += part.refused
+        part.refused.clear()
+        self._refused.pop(part, None)
         self._forget(unsent)
         self._retract(part, unsent)
 
-    def _retract(self, part: _Partition, given_up: Iterable[Delivery]) -> None:
+    def _retract(self, part: Partition, given_up: Iterable[Delivery]) -> None:
         """Intend no more what certainly was not applied, so that nobody takes it for a doubt."""
         if part.offsets.retract({each.span for each in given_up if not each.in_doubt}):
-            self._uncommitted[part.builder.partition] = None
+            self._committer.changed(part)
 
     def _forget(self, deliveries: Iterable[Delivery]) -> None:
-        """Drop batches for good; their spans stay unsettled, so no commit can pass them."""
+        """Drop batches for good; unless their spans are settled, no commit can pass them."""
         for delivery in deliveries:
             batch = delivery.batch
             del self._deliveries[batch]
@@ -544,13 +649,13 @@ class Pipeline:
             self._paused |= heavy
             commands.append(PausePartitions(heavy))
 
-    def _resume(self, commands: list[Command]) -> None:
+    def _resume(self, now: float, commands: list[Command]) -> None:
         """Below half of the bound go on with all; half, so that pausing does not flutter."""
         if self._paused and self._buffered_bytes <= self._limits.buffer_bytes_max // 2:
             commands.append(ResumePartitions(frozenset(self._paused)))
             self._paused.clear()
         if self._paused and not self._deliveries:
-            self._cut_all(commands)  # nothing else can make room: their linger would be a stall
+            self._cut_all(now, commands)  # nothing else makes room: their linger would be a stall
             gathering = frozenset(
                 name for name in self._paused if self._partitions[name].builder.frozen
             )
@@ -559,49 +664,15 @@ class Pipeline:
                 self._paused -= gathering
 
     def _commit(self, now: float, commands: list[Command]) -> None:
-        """Record positions and intents together, in one request at a time.
+        due = self._next_commit()
+        if due is not None and now >= due:
+            commands.append(self._committer.begin(now, int(now + self._wall_offset)))
 
-        A worker with enough to send does so at intervals; one that runs short, at once.
-        """
-        if self._committing is not None or not self._uncommitted:
-            return
-        if now < self._next_commit():
-            return
-        wall_seconds = int(now + self._wall_offset)
-        self._committing = {}
-        offsets: dict[TopicPartition, Commit] = {}
-        for name in self._uncommitted:
-            part = self._partitions[name]
-            intended = self._intend(part, wall_seconds)
-            position = part.offsets.position
-            offsets[name] = Commit(position, encode(position, part.offsets.ledger()))
-            self._committing[name] = (position, intended)
-        self._uncommitted.clear()
-        self._commit_due = now + self._limits.commit_interval_seconds
-        self._intents_due = now + _INTENTS_SPACING_SECONDS
-        commands.append(CommitOffsets(offsets))
+    def _next_commit(self) -> float | None:
+        return self._committer.next_at(
+            runs_short=self._dispatcher.runs_short, hurried=self._revoking or self._draining
+        )
 
-    def _next_commit(self) -> float:
-        """When the next commit may begin; one that fails is made again after its backoff."""
-        if self._commit_failures:
-            return self._commit_due
-        if self._revoking or self._draining:
-            return 0.0
-        if self._unintended_count and self._dispatcher.runs_short:
-            return min(self._commit_due, self._intents_due)
-        return self._commit_due
 
-    def _intend(self, part: _Partition, wall_seconds: int) -> list[Delivery]:
-        """Take the batches that the next commit records, as many as its metadata has room for."""
-        intended: list[Delivery] = []
-        room = INTENTS_MAX - part.offsets.intended_count
-        while part.unintended:
-            span = part.unintended[0].span
-            if span.intended_at is None:  # those of a commit that failed have their room already
-                if room <= 0:
-                    break
-                room -= 1
-                span.intended_at = wall_seconds
-            intended.append(part.unintended.popleft())
-            self._unintended_count -= 1
-        return intended
+def _too_many(why: str, last: str) -> str:
+    return f"{why}; the last one: {last}. If they are meant to be dead letters, start it again."

@@ -1,13 +1,13 @@
-"""The proof that a batch was acknowledged: what it says, and how it is written and read.
+"""What the receipts topic says of a source's records: proofs of batches, and people's decisions.
 
-One JSON object a receipt, in the receipts topic's partition of the same number as the source's.
-`bodyDigest` lets anybody who forms the batch again see that it is the same.
+One JSON object a note, in the partition of the same number as the source's; `kind` tells them
+apart. `bodyDigest` lets anybody who forms the batch again see that it is the same.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
@@ -15,7 +15,9 @@ from ingester.core.batch import Batch
 from ingester.core.delivery import Acknowledged
 
 
-class Receipt(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+class Receipt(
+    msgspec.Struct, frozen=True, gc=False, rename="camel", tag_field="kind", tag="receipt"
+):
     """One settled batch; without items it was dead-lettered as a whole, and nobody acknowledged."""
 
     topic: str
@@ -35,8 +37,29 @@ class Receipt(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     """ISO 8601, UTC, by the worker's clock."""
 
 
+Decision = Literal["acknowledged", "resend", "skipped"]
+
+
+class Resolution(
+    msgspec.Struct, frozen=True, gc=False, rename="camel", tag_field="kind", tag="resolution"
+):
+    """Somebody's decision about a range that no worker may decide about."""
+
+    topic: str
+    partition: int
+    first_offset: int
+    next_offset: int
+    decision: Decision
+    by: str
+    reason: str
+    decided_at: str
+    """ISO 8601, UTC, by the clock of the machine on which it was taken."""
+
+
+Note = Receipt | Resolution
+
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Receipt).decode
+_decoder: msgspec.json.Decoder[Note] = msgspec.json.Decoder(Note)
 
 
 def encode_receipt(
@@ -56,16 +79,21 @@ def encode_receipt(
             dead_letters=len(batch.dead_letters),
             bits=batch.bits,
             bits_by_key=batch.bits_by_key,
-            body_digest=hashlib.blake2b(batch.body, digest_size=20).hexdigest(),
+            body_digest=batch.body_digest.hex(),
             attempts=attempts,
             settled_at=settled_at,
         )
     )
 
 
-def decode_receipt(value: bytes | None) -> Receipt | None:
-    """Read a receipt back; None for a record that is none, whoever wrote it."""
+def encode_resolution(resolution: Resolution) -> bytes:
+    """Return the value of the resolution's record."""
+    return _encode(resolution)
+
+
+def decode_note(value: bytes | None) -> Note | None:
+    """Read a note back; None for a record that is none, whoever wrote it."""
     try:
-        return _decode(value or b"")
+        return _decoder.decode(value or b"")
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None

@@ -1,0 +1,72 @@
+"""Dead letters: records that are not sent, why, and how many of them are too many.
+
+A few are bad data. When most of what comes is refused, it is a bad deployment, and a partition is
+better halted than emptied into the dead-letter topic.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from ingester.core.event import Rejection
+from ingester.core.record import Record
+
+_BUCKETS = 10  # of a window: what is older than it goes a tenth at a time
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that is not sent, and why."""
+
+    record: Record
+    rejection: Rejection
+    http_status: int | None = None
+    """What PacSpace answered to the item alone; None when it was never sent."""
+    http_body: bytes = b""
+    """The beginning of that answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterLimit:
+    """How many dead letters a window may bring: more than both bounds is too many."""
+
+    count_max: int
+    share_max: float
+    """Of all records of the window, from 0 to 1."""
+    window_seconds: float
+
+
+@dataclass(slots=True)
+class DeadLetterWindow:
+    """Counts what one partition brought lately; `now` never goes back."""
+
+    limit: DeadLetterLimit
+    _buckets: deque[tuple[float, int, int]] = field(default_factory=deque)
+    # When each begins, its records, its dead letters; oldest first.
+    _records: int = 0
+    _dead_letters: int = 0
+
+    def add(self, now: float, records: int, dead_letters: int) -> str | None:
+        """Count a batch; return why it is too much, if it is."""
+        limit = self.limit
+        while self._buckets and self._buckets[0][0] <= now - limit.window_seconds:
+            _, old_records, old_letters = self._buckets.popleft()
+            self._records -= old_records
+            self._dead_letters -= old_letters
+        begins = now
+        self._records += records
+        self._dead_letters += dead_letters
+        if self._buckets and self._buckets[-1][0] > now - limit.window_seconds / _BUCKETS:
+            begins, last_records, last_letters = self._buckets.pop()
+            records += last_records
+            dead_letters += last_letters
+        self._buckets.append((begins, records, dead_letters))
+        if self._dead_letters <= limit.count_max:
+            return None
+        if self._dead_letters <= limit.share_max * self._records:
+            return None
+        return (
+            f"{self._dead_letters} of {self._records} records within {limit.window_seconds:g} s"
+            " are dead letters (INGESTER_DEAD_LETTERS_MAX, INGESTER_DEAD_LETTER_SHARE_MAX)"
+        )

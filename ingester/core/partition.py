@@ -1,0 +1,45 @@
+"""What the core knows of one assigned partition; made by an assignment, gone with its end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from ingester.core.batch import BatchBuilder
+from ingester.core.deadletter import DeadLetterWindow
+from ingester.core.dispatch import Delivery
+from ingester.core.intent import Range
+from ingester.core.offsets import OffsetTracker
+from ingester.core.record import TopicPartition
+
+
+@dataclass(slots=True, eq=False)
+class Partition:
+    """One assignment of one partition."""
+
+    builder: BatchBuilder
+    offsets: OffsetTracker
+    dead_letters: DeadLetterWindow
+    quiet_at: float
+    """When no attempt of a former owner can arrive any more."""
+    resent: Collection[Range]
+    """Inherited ranges that somebody decided to have sent again."""
+    unintended: deque[Delivery] = field(default_factory=deque)
+    """Cut and in no commit yet, in offset order; emptied by commits."""
+    refused: list[Delivery] = field(default_factory=list)
+    """Refused as a whole and not replaced yet by something smaller."""
+    batches_bytes: int = 0
+    """Bytes of all batches that are cut and not settled."""
+    committed: int | None = None
+    """What the last successful commit of this assignment said; None before the first."""
+    halt_reason: str | None = None
+    """Set once, by whatever stopped the partition; ends with the assignment."""
+
+    @property
+    def name(self) -> TopicPartition:
+        return self.builder.partition
+
+    @property
+    def buffered_bytes(self) -> int:
+        return self.batches_bytes + self.builder.buffered_bytes

@@ -1,0 +1,72 @@
+"""Where an assigned partition begins: what the committed offset, its metadata, the log and the
+receipts topic say together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ingester.core.intent import Ledger, Range, Unreadable, decode
+from ingester.core.messages import Commit, Start
+from ingester.core.receipt import Note, Receipt
+from ingester.core.record import TopicPartition
+
+
+def start_of(
+    name: TopicPartition,
+    commit: Commit,
+    *,
+    log_begins: int,
+    receipts_end: int,
+    notes: Iterable[tuple[int, Note]],
+) -> Start:
+    """Return where to begin, what is settled beyond it and what is in doubt.
+
+    `notes` are those of this partition with their offsets in the receipts topic, oldest first, as
+    far as they can concern what is above the committed offset. `receipts_end` is where the receipts
+    will go on, for a partition without a ledger.
+    """
+    offset = commit.next_offset
+    ledger = decode(offset, commit.metadata)
+    if isinstance(ledger, Unreadable):
+        return Start(offset, Ledger(0, ()), {}, halt_reason=_unreadable(commit, ledger.reason))
+    foreign_metadata = commit.metadata if ledger is None else ""
+    ledger = ledger or Ledger(receipts_end, ())
+    settled: dict[Range, int] = {}
+    resent: set[Range] = set()
+    for note_offset, note in notes:
+        if isinstance(note, Receipt) or note.decision == "acknowledged":
+            settled[note.first_offset, note.next_offset] = note_offset
+        elif note.decision == "resend":
+            resent.add((note.first_offset, note.next_offset))
+        elif note.first_offset <= offset:
+            offset = max(offset, note.next_offset)
+    intents = [each for each in ledger.intents if each.first_offset >= offset]
+    while intents and intents[0].range in settled:
+        offset = intents.pop(0).next_offset
+    return Start(
+        offset,
+        Ledger(ledger.receipts_offset, intents),
+        {each.range: settled[each.range] for each in intents if each.range in settled},
+        resent=frozenset(resent),
+        advanced=offset != commit.next_offset,
+        halt_reason=_lost(name, offset, log_begins) if offset < log_begins else None,
+        foreign_metadata=foreign_metadata,
+    )
+
+
+def _unreadable(commit: Commit, reason: str) -> str:
+    return (
+        f"the metadata of the committed offset {commit.next_offset} says which batches were in"
+        f" doubt, and cannot be read: {reason}. Let the version that wrote it settle them and stop;"
+        " or find out what was sent, and commit the offset without metadata"
+        " (kafka-consumer-groups.sh --reset-offsets)"
+    )
+
+
+def _lost(name: TopicPartition, offset: int, log_begins: int) -> str:
+    return (
+        f"the log of {name} begins at offset {log_begins}, and {offset} is the next to be settled:"
+        " retention overtook the committed offset. To go on without what is missing:"
+        f" ingester resolve {name}:{offset} --as skipped"
+    )
