@@ -158,7 +158,7 @@ class BatchBuilder:
                 if _COMMALESS_BYTES + item_bytes > body_bytes_max:
                     self._reject(record, _too_large(len(encoded), body_bytes_max))
                 else:
-                    if self._body_bytes + item_bytes > cut_bytes_max:
+                    if self._body_bytes + item_bytes > cut_bytes_max and self._first is not None:
                         batches.append(self.cut())
                     self._encoded.append(encoded)
                     self._body_bytes += item_bytes

@@ -54,15 +54,14 @@ class DeadLetterWindow:
             _, old_records, old_letters = self._buckets.popleft()
             self._records -= old_records
             self._dead_letters -= old_letters
-        begins = now
         self._records += records
         self._dead_letters += dead_letters
         if self._buckets and self._buckets[-1][0] > now - limit.window_seconds / _BUCKETS:
             begins, last_records, last_letters = self._buckets.pop()
-            records += last_records
-            dead_letters += last_letters
-        self._buckets.append((begins, records, dead_letters))
-        if self._dead_letters <= limit.count_max:
+            self._buckets.append((begins, last_records + records, last_letters + dead_letters))
+        else:
+            self._buckets.append((now, records, dead_letters))
+        if not dead_letters or self._dead_letters <= limit.count_max:
             return None
         if self._dead_letters <= limit.share_max * self._records:
             return None

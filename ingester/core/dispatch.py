@@ -172,7 +172,8 @@ class Dispatcher:
                 assert_never(outcome)
 
     def put_off(self, delivery: Delivery, due: float) -> None:
-        """Try a batch again that was let go, at that time."""
+        """Try a batch again that was let go, and not before that time."""
+        delivery.not_before = due
         heapq.heappush(self._waiting, (due, next(self._sequence), delivery))
 
     def forget_unsent(self, partition: TopicPartition) -> list[Delivery]:

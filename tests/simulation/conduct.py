@@ -5,12 +5,13 @@ Everything per assignment is forgotten with it; only what is known of the endpoi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ingester.core.batch import Batch
+from ingester.core.deadletter import DeadLetter
 from ingester.core.delivery import Acknowledged, Blocked, InDoubt, Outcome, Refused, Throttled
-from ingester.core.intent import decode
+from ingester.core.intent import Ledger, decode
 from ingester.core.messages import Commit, Limits, Start
 from ingester.core.record import TopicPartition
 from tests.simulation.oracle import promise, range_of
@@ -22,6 +23,7 @@ class _Assigned:
 
     start: Start
     fetched_next: int
+    quiet_at: float
     recorded: set[tuple[int, int]] = field(default_factory=set)
     """Ranges that may be sent: inherited, or in a commit that succeeded."""
     owners: dict[int, Batch] = field(default_factory=dict)
@@ -39,6 +41,8 @@ class _Story:
     in_doubt: bool = False
     over: bool = False
     acknowledged: bool = False
+    refused: bool = False
+    quiet_at: float = 0.0
     backoff_end: float = 0.0
     retry_after_end: float = 0.0
     letters_under_way: bool = False
@@ -63,11 +67,22 @@ class Conduct:
 
     # -- the group ----------------------------------------------------------------------------
 
-    def partitions_assigned(self, starts: Mapping[TopicPartition, Start]) -> None:
+    def partitions_assigned(self, starts: Mapping[TopicPartition, Start], now: float) -> None:
         self._revoking = False
         for name, start in starts.items():
-            ranges = {(each.first_offset, each.next_offset) for each in start.ledger.intents}
-            self._assigned[name] = _Assigned(start, start.offset, ranges)
+            self._begin(name, start, now)
+
+    def partition_reopened(self, name: TopicPartition, start: Start, now: float) -> None:
+        """What was known of a halted partition is forgotten."""
+        for batch in [each for each in self._stories if each.partition == name]:
+            promise(not self._stories[batch].under_way, f"{batch} is under way, and reopened")
+            del self._stories[batch]
+        self._begin(name, start, now)
+
+    def _begin(self, name: TopicPartition, start: Start, now: float) -> None:
+        ranges = {each.range for each in start.ledger.intents}
+        quiet_at = now + self._limits.session_timeout_seconds + self._limits.request_timeout_seconds
+        self._assigned[name] = _Assigned(start, start.offset, quiet_at, ranges)
 
     def revocation_started(self) -> None:
         """From now on only what is in doubt may be sent."""
@@ -87,7 +102,7 @@ class Conduct:
 
     def inherited(self, batch: Batch) -> bool:
         ledger = self._assigned[batch.partition].start.ledger
-        return range_of(batch) in {(each.first_offset, each.next_offset) for each in ledger.intents}
+        return range_of(batch) in {each.range for each in ledger.intents}
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -105,7 +120,7 @@ class Conduct:
         )
         promise(batch.items_count > 0, f"{batch} is sent without items")
         promise(range_of(batch) in part.recorded, f"{batch} is sent before it is recorded")
-        promise(range_of(batch) not in part.start.receipted, f"{batch} is sent, and has a receipt")
+        promise(range_of(batch) not in part.start.settled, f"{batch} is sent, and is settled")
         if self._holding:
             promise(now >= self._hold_until, f"{batch} is sent before the end of a hold")
             promise(self.requests_under_way == 0, "more than one probe at a time")
@@ -133,7 +148,12 @@ class Conduct:
                 for each in self._stories.values():  # what was put off may go at once
                     each.backoff_end = 0.0
             case Refused():
-                story.over = True
+                conflict = outcome.meaning == "conflict" or (story.in_doubt and not outcome.is_api)
+                if conflict or now >= story.quiet_at:
+                    story.over = story.refused = True
+                    story.in_doubt = story.in_doubt and conflict
+                else:
+                    story.retry_after_end = story.quiet_at
             case Throttled() if outcome.retry_after_seconds:
                 self._hold(now + outcome.retry_after_seconds)
             case Throttled() | Blocked():
@@ -142,6 +162,9 @@ class Conduct:
                 story.backoff_end = backoff_end
                 if isinstance(outcome, InDoubt):
                     story.in_doubt = True
+                    if outcome.timed_out:
+                        quiet_at = now + self._limits.request_timeout_seconds
+                        story.quiet_at = max(story.quiet_at, quiet_at)
                     story.over = self._limits.in_doubt == "halt"
                     story.retry_after_end = now + (outcome.retry_after_seconds or 0.0)
                     if outcome.retry_after_seconds and (outcome.status or 0) >= 400:
@@ -168,11 +191,13 @@ class Conduct:
 
     # -- topics -------------------------------------------------------------------------------
 
-    def letters_begun(self, batch: Batch) -> None:
+    def letters_begun(self, batch: Batch, letters: Sequence[DeadLetter]) -> None:
         story = self._story(batch)
-        promise(batch.dead_letters, f"{batch}: a write without dead letters")
+        promise(letters, f"{batch}: a write without dead letters")
+        promise(set(letters) <= set(batch.dead_letters), f"{batch}: letters of another batch")
         promise(not story.letters_under_way, f"{batch}: letters written twice at once")
-        promise(not story.letters_written, f"{batch}: letters written again")
+        again = [each for each in letters if each.rejection.code != "refused"]
+        promise(not story.letters_written or not again, f"{batch}: letters written again")
         story.letters_under_way = True
 
     def letters_ended(self, batch: Batch, *, written: bool) -> None:
@@ -209,7 +234,8 @@ class Conduct:
         self._committing = offsets
         for name, commit in offsets.items():
             part = self._assigned[name]
-            promise(commit.next_offset <= part.fetched_next, f"{name}: committed what is unread")
+            known = max([part.fetched_next, *(end for _, end in part.start.settled)])
+            promise(commit.next_offset <= known, f"{name}: committed what is unread")
 
     def commit_ended(self, *, known: bool) -> None:
         """Note what this worker knows to be stored."""
@@ -217,10 +243,8 @@ class Conduct:
         if known:
             for name, commit in self._committing.items():
                 ledger = decode(commit.next_offset, commit.metadata)
-                assert ledger is not None
-                self._assigned[name].recorded |= {
-                    (each.first_offset, each.next_offset) for each in ledger.intents
-                }
+                assert isinstance(ledger, Ledger)
+                self._assigned[name].recorded |= {each.range for each in ledger.intents}
         self._committing = None
 
     # -- partitions ---------------------------------------------------------------------------
@@ -253,8 +277,18 @@ class Conduct:
             promise(len(batch.body) <= self._limits.batch.body_bytes_max, f"{batch} is too large")
             count = batch.items_count + len(batch.dead_letters)
             promise(0 < count <= self._limits.batch.items_max, f"{batch} holds too many records")
+            former: _Story | None = None
             for offset in {batch.first_offset, batch.next_offset - 1}:
-                owner = part.owners.setdefault(offset, batch)
-                promise(owner is batch, f"{batch}: a record is in two batches")
-            story = self._stories[batch] = _Story(in_doubt=self.inherited(batch))
+                owner = self._stories.get(part.owners.get(offset, batch))
+                promise(owner is None or owner.refused, f"{batch}: a record is in two batches")
+                part.owners[offset] = batch
+                former = former or owner
+            inherited = self.inherited(batch)
+            story = self._stories[batch] = _Story(
+                in_doubt=inherited, quiet_at=part.quiet_at if inherited else 0.0
+            )
+            if former is not None:
+                story.letters_written = former.letters_written
+                if not batch.items_count:
+                    story.attempts, story.over = former.attempts, True
         return story

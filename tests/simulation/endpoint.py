@@ -44,6 +44,8 @@ class Endpoint:
         self._known: dict[str, _Known] = {}
         self._batches_count = 0
         self.kind = False
+        self.poison: set[bytes] = set()  # items that it does not take
+        self.body_bytes_max: int | None = None
         self.phase: str | None = None  # what happens to every request, while there is an outage
 
     def fate(self) -> str:
@@ -57,18 +59,39 @@ class Endpoint:
 
     def arrive(self, batch: Batch, key: str, fate: str) -> Answer:
         """Take a request and say what its sender hears, if its answer comes in time."""
+        if fate != "pending":
+            self._oracle.arrived(batch)
         if fate == "request_lost":
             return AnswerLost("the request was lost")
+        if fate == "proxied":
+            self._oracle.refused(batch)
+            return Response(self._random.choice([400, 413, 422]), {}, b"<html>no</html>")
         if fate == "failed_before":
             return _error(self._random.choice([500, 503]), self._wait())
         known = self._look_up(key)
         if known is not None and self._plan.looked_up_first:
             return self._answer_known(known, batch, fate)
+        refusal = 400 if fate == "refused" else self._refusal(batch)
+        if refusal is not None:
+            self._arrived_if_pending(batch, fate)
+            self._oracle.refused(batch)
+            return _error(refusal, None)
         if fate in _REFUSALS:
             return _error(_REFUSALS[fate], self._wait() if fate == "throttled" else None)
         if known is not None:
             return self._answer_known(known, batch, fate)
         return self._take(batch, key, fate)
+
+    def _refusal(self, batch: Batch) -> int | None:
+        if self.body_bytes_max is not None and len(batch.body) > self.body_bytes_max:
+            return 413
+        if any(item in batch.body for item in self.poison):
+            return self._random.choice([400, 422])
+        return None
+
+    def _arrived_if_pending(self, batch: Batch, fate: str) -> None:
+        if fate == "pending":
+            self._oracle.arrived(batch)
 
     def _look_up(self, key: str) -> _Known | None:
         if self._plan.keys == "ignored":
@@ -82,6 +105,7 @@ class Endpoint:
         return known
 
     def _answer_known(self, known: _Known, batch: Batch, fate: str) -> Answer:
+        self._arrived_if_pending(batch, fate)
         if known.body != batch.body:
             return _error(409, None)
         if known.applied_at is None:
@@ -93,9 +117,12 @@ class Endpoint:
         known = _Known(batch.body, f"batch_{self._batches_count}", None)
         self._known[key] = known
         if fate == "pending":
-            self._later(
-                self._random.random() * _PROCESSING_SECONDS_MAX, lambda: self._apply(batch, known)
-            )
+
+            def process() -> None:
+                self._oracle.arrived(batch)
+                self._apply(batch, known)
+
+            self._later(self._random.random() * _PROCESSING_SECONDS_MAX, process)
             return _pending(self._wait())
         self._apply(batch, known)
         return self._say(known.batch_id, batch, fate)
@@ -120,7 +147,7 @@ class Endpoint:
         return None if self.kind else self._random.choice([None, None, 0.0, 0.5, 8.0])
 
 
-_REFUSALS = {"throttled": 429, "blocked": 401, "refused": 400}
+_REFUSALS = {"throttled": 429, "blocked": 401}
 
 
 def _error(status: int, retry_after_seconds: float | None) -> Response:

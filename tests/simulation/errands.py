@@ -6,11 +6,12 @@ worker is there to hear of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ingester.core.batch import Batch
+from ingester.core.deadletter import DeadLetter
 from ingester.core.delivery import (
     AnswerLost,
     Blocked,
@@ -29,6 +30,8 @@ from ingester.core.messages import (
     DeadLettersWritten,
     Fact,
     OffsetsCommitted,
+    RangeNotRead,
+    RangeRead,
     ReceiptNotWritten,
     ReceiptWritten,
 )
@@ -85,7 +88,9 @@ class Errands:
                 end(waited - there, outcome)
 
         self._world.later(there, arrive)
-        timeout = judge(AnswerLost("timeout"), items_count=batch.items_count, now=_NOW)
+        timeout = judge(
+            AnswerLost("timeout", timed_out=True), items_count=batch.items_count, now=_NOW
+        )
         end(REQUEST_TIMEOUT_SECONDS, timeout)
 
     def _attempt_end(self, batch: Batch) -> Callable[[float, Outcome], None]:
@@ -97,7 +102,8 @@ class Errands:
                 if not self._process.conduct.is_under_way(batch, attempts):
                     return
                 if isinstance(outcome, Throttled | Blocked | Refused):
-                    self._world.oracle.denied(batch)
+                    wholly = isinstance(outcome, Refused) and outcome.is_api
+                    self._world.oracle.denied(batch, wholly=wholly)
                 self._process.conduct.answered(batch, outcome, self._world.now)
                 self._process.feed(AttemptEnded(batch, outcome, self._world.random.random()))
 
@@ -105,11 +111,24 @@ class Errands:
 
         return end
 
-    def write_letters(self, batch: Batch) -> None:
+    def read_range(self, batch: Batch) -> None:
+        _, told = self._world.write_fate()
+        fact: Fact = RangeNotRead(batch, self._world.random.random())
+        if told:
+            fact = RangeRead(batch, self._world.read(batch))
+        self._report(
+            0.04 + self._process.latency(),
+            lambda: self._process.feed(fact),
+            self._process.term,
+            stale=fact,
+        )
+
+    def write_letters(self, batch: Batch, letters: Sequence[DeadLetter]) -> None:
         appended, told = self._world.write_fate()
         if appended:
             self._world.later(
-                self._process.latency(), lambda: self._world.oracle.letters_appended(batch)
+                self._process.latency(),
+                lambda: self._world.oracle.letters_appended(batch, letters),
             )
 
         def report() -> None:

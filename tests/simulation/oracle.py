@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ingester.core.batch import Batch
-from ingester.core.intent import INTENTS_MAX, METADATA_BYTES_MAX, decode
+from ingester.core.deadletter import DeadLetter
+from ingester.core.intent import INTENTS_MAX, METADATA_BYTES_MAX, Ledger, Range, decode
 from ingester.core.messages import Commit
+from ingester.core.receipt import Decision
 from ingester.core.record import TopicPartition
 from tests.simulation.plan import Plan
 from tests.support.records import Entry, Logs
-
-Range = tuple[int, int]
 
 
 class BrokenPromiseError(AssertionError):
@@ -39,6 +39,10 @@ class _Book:
     offsets: list[int]
     committed: int
     applied: Counter[int] = field(default_factory=Counter)  # by record
+    applied_ranges: set[Range] = field(default_factory=set)
+    travelling: Counter[Range] = field(default_factory=Counter)
+    # Requests that may still be applied.
+    refused_alone: set[int] = field(default_factory=set)  # records whose items were
     lettered: set[int] = field(default_factory=set)
     receipts: dict[int, Range] = field(default_factory=dict)  # by record
     receipt_keys: dict[Range, str] = field(default_factory=dict)
@@ -95,24 +99,39 @@ class Oracle:
             inherited or book.recorded.get(range_) == generation,
             f"fencing: {batch} is sent, and no commit of its generation recorded it",
         )
+        others = book.travelling.keys() | book.applied_ranges
         promise(
-            all(
-                each == range_ or each[1] <= range_[0] or range_[1] <= each[0] for each in book.open
-            ),
+            all(each == range_ or each[1] <= range_[0] or range_[1] <= each[0] for each in others)
+            or self._plan.keys == "ignored",
             f"frozen batches: {batch} is sent, and some of it was sent in another range",
         )
         book.open[range_] += 1
+        book.travelling[range_] += 1
 
-    def denied(self, batch: Batch) -> None:
-        """Hear that the sender was told that this attempt was certainly not applied."""
+    def arrived(self, batch: Batch) -> None:
+        """Hear that an attempt was applied, or will never be."""
         book = self._books[batch.partition]
-        book.open[range_of(batch)] -= 1
+        book.travelling[range_of(batch)] -= 1
+        book.travelling += Counter()  # without those of nothing
+
+    def refused(self, batch: Batch) -> None:
+        """Hear that the endpoint, or what is in front of it, refuses what is in a batch."""
+        if batch.items_count == 1:
+            book = self._books[batch.partition]
+            entries = book.within(*range_of(batch))
+            book.refused_alone |= {each.record.offset for each in entries if each.item is not None}
+
+    def denied(self, batch: Batch, *, wholly: bool) -> None:
+        """Hear that the sender was told that this attempt, or each, was certainly not applied."""
+        book = self._books[batch.partition]
+        book.open[range_of(batch)] -= book.open[range_of(batch)] if wholly else 1
         book.open += Counter()  # without those of nothing
 
     def applied(self, batch: Batch) -> None:
         """Count what the endpoint has written."""
         book = self._books[batch.partition]
         double = False
+        book.applied_ranges.add(range_of(batch))
         for entry in book.within(*range_of(batch)):
             if entry.item is not None:
                 book.applied[entry.record.offset] += 1
@@ -129,15 +148,20 @@ class Oracle:
 
     # -- topics -------------------------------------------------------------------------------
 
-    def letters_appended(self, batch: Batch) -> None:
+    def letters_appended(self, batch: Batch, letters: Sequence[DeadLetter]) -> None:
         book = self._books[batch.partition]
         entries = book.within(*range_of(batch))
         expected = [each.record for each in entries if each.item is None]
+        by_pacspace = [each.record for each in letters if each.rejection.code == "refused"]
         promise(
-            [letter.record for letter in batch.dead_letters] == expected or book.vanished,
+            by_pacspace or [letter.record for letter in letters] == expected or book.vanished,
             f"integrity: the dead letters of {batch} are not its refused records",
         )
-        book.lettered |= {record.offset for record in expected}
+        promise(
+            {each.offset for each in by_pacspace} <= book.refused_alone,
+            f"integrity: {batch} is a dead letter, and nobody refused it alone",
+        )
+        book.lettered |= {letter.record.offset for letter in letters}
 
     def receipt_appended(self, batch: Batch, receipt_offset: int) -> None:
         book = self._books[batch.partition]
@@ -154,7 +178,7 @@ class Oracle:
                 book.receipts.setdefault(offset, range_) == range_,
                 f"coverage: {batch.partition}:{offset} has receipts of two ranges",
             )
-            done = offset in book.lettered if entry.item is None else book.applied[offset]
+            done = offset in book.lettered or book.applied[offset]
             promise(
                 done or offset in book.vanished,
                 f"coverage: {batch} has a receipt before it is settled",
@@ -175,8 +199,8 @@ class Oracle:
                 len(commit.metadata.encode()) <= METADATA_BYTES_MAX, "bounds: too much metadata"
             )
             ledger = decode(commit.next_offset, commit.metadata)
-            promise(ledger is not None, f"ledger: {name} has metadata that nobody can read")
-            assert ledger is not None
+            promise(isinstance(ledger, Ledger), f"ledger: {name} has metadata nobody can read")
+            assert isinstance(ledger, Ledger)
             promise(len(ledger.intents) <= INTENTS_MAX, "bounds: too many intents")
             ranges = [(each.first_offset, each.next_offset) for each in ledger.intents]
             for range_ in ranges:
@@ -199,7 +223,10 @@ class Oracle:
         if entry.item is None:
             promise(offset in book.lettered, f"nothing lost: {name}:{offset} is no dead letter")
         else:
-            promise(book.applied[offset], f"nothing lost: {name}:{offset} was never applied")
+            promise(
+                book.applied[offset] or offset in book.lettered,
+                f"nothing lost: {name}:{offset} was never applied",
+            )
         if self._plan.limits.receipts:
             promise(offset in book.receipts, f"coverage: {name}:{offset} has no receipt")
 
@@ -241,11 +268,23 @@ class Oracle:
     def _check_sums(self, name: TopicPartition, book: _Book) -> None:
         expected: Counter[str] = Counter()
         for entry in book.entries:
-            if entry.item is not None:
+            if entry.item is not None and book.applied[entry.record.offset]:
                 item = json.loads(entry.item)
                 expected[f"{name} {item['key']}"] += item["bits"]
         actual = Counter({key: self._bits[key] for key in expected})
         promise(expected == actual, f"exactly once: the sums of {name} are not those of its log")
+
+    def truth(self, name: TopicPartition, range_: Range) -> Decision:
+        """What somebody who knows the endpoint's books decides about a doubt."""
+        book = self._books[name]
+        entries = book.within(*range_)
+        applied = any(book.applied[each.record.offset] for each in entries)
+        return "acknowledged" if applied else "resend"
+
+    def resolved(self, name: TopicPartition, range_: Range) -> None:
+        """Hear that a range needs no receipt any more."""
+        for entry in self._books[name].within(*range_):
+            self._books[name].receipts.setdefault(entry.record.offset, range_)
 
     def _excuse(self, name: TopicPartition, book: _Book, reason: str) -> None:
         limits = self._plan.limits
@@ -257,6 +296,8 @@ class Oracle:
                     limits.idempotency_window_seconds < 1000 or self._plan.clock_jump_seconds > 1000
                 )
             )
+            or ("INGESTER_DEAD_LETTERS_MAX" in reason and limits.dead_letters.count_max < 1000)
+            or ("not by PacSpace itself" in reason and self._plan.answers.get("proxied"))
             or bool(book.vanished)
         )
         promise(excused, f"liveness: {name} stays halted: {reason}")

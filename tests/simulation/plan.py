@@ -8,12 +8,15 @@ from random import Random
 from typing import Literal
 
 from ingester.core.batch import BatchLimits
+from ingester.core.deadletter import DeadLetterLimit
 from ingester.core.messages import Limits
 
 SESSION_TIMEOUT_SECONDS = 10.0
 DRAIN_SECONDS_MAX = 6.0  # of a revocation; below the session timeout
 REQUEST_TIMEOUT_SECONDS = 15.0
 DELAY_SECONDS_MAX = 40.0  # of a request in the network, long after its sender gave it up
+REFUSED_DELAY_SECONDS_MAX = SESSION_TIMEOUT_SECONDS + REQUEST_TIMEOUT_SECONDS
+"""The same, where batches are refused: the core takes it that no later one arrives."""
 SKEW_SECONDS_MAX = 3.0  # of two workers' clocks, in worlds where keys are forgotten
 
 Keys = Literal["honoured", "ignored", "forgotten"]
@@ -38,8 +41,17 @@ class Plan:
     """Whether the endpoint looks a key up before it refuses for any other reason."""
     answers: Mapping[str, float]
     """Weights of what happens to a request, by the names in `Endpoint.arrive`."""
+    poison: float
+    """Share of the items that the endpoint never takes, for as long as it does not change its mind;
+    it does so only towards what it takes where it looks keys up last."""
+    body_limits: bool
+    """Whether it has a limit on bodies below the workers' own."""
+    minds_changed: int
+    poison_stays: bool
+    """Whether even a kind endpoint refuses."""
     requests_delayed: float
-    """Share of the requests that take up to `DELAY_SECONDS_MAX`; so are the following shares."""
+    """Share of the requests that take up to `delay_seconds_max`; so are the following shares."""
+    delay_seconds_max: float
     writes_failing: float
     """Of receipts and dead letters; half of these are appended all the same."""
     commits_failing: float
@@ -62,6 +74,10 @@ def make_plan(random: Random) -> Plan:
     keys: Keys = random.choices(("honoured", "ignored", "forgotten"), (14, 4, 2))[0]
     window = random.choice([3.0, 20.0]) if keys == "forgotten" else random.choice([60.0, 86_400.0])
     kind = random.random() < 0.1
+    looked_up_first = random.random() < 0.5
+    refusing = random.random() < 0.5
+    poison = random.choice([0.0, 0.05, 0.3]) if refusing else 0.0
+    body_limits = refusing and random.random() < 0.4
     answers = {
         "acknowledged": random.choice([40.0, 12.0, 3.0]),
         "answer_lost": random.choice([0.0, 1.0, 3.0]),
@@ -72,7 +88,8 @@ def make_plan(random: Random) -> Plan:
         "nonsense": random.choice([0.0, 0.0, 1.0]),
         "throttled": random.choice([0.0, 0.5]),
         "blocked": random.choice([0.0, 0.0, 0.3]),
-        "refused": random.choice([0.0, 0.0, 0.0, 0.2]),
+        "refused": random.choice([0.0, 0.5]) if refusing and looked_up_first else 0.0,
+        "proxied": random.choice([0.0, 0.0, 0.3]) if refusing else 0.0,
         "unreachable": random.choice([0.0, 1.0]),
     }
     return Plan(
@@ -88,8 +105,13 @@ def make_plan(random: Random) -> Plan:
         + REQUEST_TIMEOUT_SECONDS  # a doubt begins when an answer was awaited for so long
         + 2 * SKEW_SECONDS_MAX
         + 1.0,  # what an intent says is whole seconds
-        looked_up_first=random.random() < 0.5,
+        looked_up_first=looked_up_first,
         answers={"acknowledged": 1.0} if kind else answers,
+        poison=poison,
+        body_limits=body_limits,
+        minds_changed=random.choice([0, 1, 3]) if refusing else 0,
+        poison_stays=random.random() < 0.5,
+        delay_seconds_max=REFUSED_DELAY_SECONDS_MAX if refusing else DELAY_SECONDS_MAX,
         requests_delayed=0.0 if kind or keys == "forgotten" else random.choice([0.0, 0.05, 0.2]),
         writes_failing=0.0 if kind else random.choice([0.0, 0.1, 0.5]),
         commits_failing=0.0 if kind else random.choice([0.5] if one_by_one else [0.0, 0.1, 0.5]),
@@ -120,6 +142,13 @@ def _make_limits(random: Random, keys: Keys, window: float, *, one_by_one: bool)
         backoff_seconds_max=random.choice([0.1, 1.0, 10.0]),
         commit_interval_seconds=random.choice([0.01, 0.2, 1.0]),
         idempotency_window_seconds=window,
+        request_timeout_seconds=REQUEST_TIMEOUT_SECONDS,
+        session_timeout_seconds=SESSION_TIMEOUT_SECONDS,
+        dead_letters=DeadLetterLimit(
+            count_max=random.choice([3, 1_000_000, 1_000_000, 1_000_000]),
+            share_max=0.3,
+            window_seconds=10.0,
+        ),
         in_doubt="halt" if halting else "retry",
         receipts=random.random() < 0.85,
     )

@@ -18,10 +18,12 @@ from ingester.core.messages import (
     DrainRequested,
     Fact,
     HaltPartition,
+    PartitionReopened,
     PartitionsAssigned,
     PartitionsRevoked,
     PausePartitions,
     ReadFailed,
+    ReadRange,
     RecordsFetched,
     ResumePartitions,
     RevocationStarted,
@@ -33,6 +35,7 @@ from ingester.core.messages import (
 )
 from ingester.core.pipeline import Pipeline
 from ingester.core.record import TopicPartition
+from ingester.core.start import start_of
 from tests.simulation.conduct import Conduct
 from tests.simulation.errands import Errands
 from tests.simulation.oracle import promise
@@ -147,12 +150,15 @@ class Process:
 
     def _start(self, name: TopicPartition, commit: Commit) -> Start:
         ledger = decode(commit.next_offset, commit.metadata)
-        receipts = self.world.receipts[name]
-        if ledger is None:
-            return Start(commit.next_offset, Ledger(len(receipts), ()), {})
-        tail = receipts[ledger.receipts_offset :] if ledger.intents else []
-        receipted = {each: ledger.receipts_offset + index for index, each in enumerate(tail)}
-        return Start(commit.next_offset, ledger, receipted)
+        notes = self.world.notes[name]
+        lowest = ledger.receipts_offset if isinstance(ledger, Ledger) else len(notes)
+        return start_of(
+            name,
+            commit,
+            log_begins=commit.next_offset,
+            receipts_end=len(notes),
+            notes=list(enumerate(notes))[lowest:],
+        )
 
     def _begin(self, starts: Mapping[TopicPartition, Start]) -> None:
         self.term += 1
@@ -160,17 +166,34 @@ class Process:
         self._revoking = False
         self.halts.clear()
         for name, start in starts.items():
-            self._positions[name] = self.world.index_of(name, start.offset)
-            for intent in start.ledger.intents:
-                entries = self.world.logs[name]
-                first = self.world.index_of(name, intent.first_offset)
-                last = self.world.index_of(name, intent.next_offset)
-                size = sum(
-                    len(each.record.value or b"") + _RECORD_BYTES for each in entries[first:last]
-                )
-                self._frozen_bytes = max(self._frozen_bytes, size)
-        self.conduct.partitions_assigned(starts)
+            self._go_to(name, start)
+        self.conduct.partitions_assigned(starts, self.world.now)
         self.feed(PartitionsAssigned(starts, self.world.wall_seconds()))
+
+    def _go_to(self, name: TopicPartition, start: Start) -> None:
+        self._positions[name] = self.world.index_of(name, start.offset)
+        for intent in start.ledger.intents:
+            entries = self.world.logs[name]
+            first = self.world.index_of(name, intent.first_offset)
+            last = self.world.index_of(name, intent.next_offset)
+            size = sum(
+                len(each.record.value or b"") + _RECORD_BYTES for each in entries[first:last]
+            )
+            self._frozen_bytes = max(self._frozen_bytes, size)
+
+    def reopen(self, name: TopicPartition) -> None:
+        """Look again where a halted partition begins: somebody has decided about it."""
+        term = self.term
+
+        def begin() -> None:
+            if term == self.term and self.pipeline.may_be_reopened(name):
+                start = self._start(name, self.world.committed(name))
+                del self.halts[name]
+                self._go_to(name, start)
+                self.conduct.partition_reopened(name, start, self.world.now)
+                self.feed(PartitionReopened(name, start, self.world.wall_seconds()))
+
+        self.after(self.latency(), begin)
 
     def _heartbeat(self) -> None:
         self.after(_HEARTBEAT_SECONDS, self._heartbeat)
@@ -303,9 +326,11 @@ class Process:
             case SendBatch(batch, attempt):
                 self.conduct.sent(batch, attempt, self.world.now)
                 self.errands.send(batch, attempt)
-            case WriteDeadLetters(batch):
-                self.conduct.letters_begun(batch)
-                self.errands.write_letters(batch)
+            case ReadRange(batch):
+                self.errands.read_range(batch)
+            case WriteDeadLetters(batch, letters):
+                self.conduct.letters_begun(batch, letters)
+                self.errands.write_letters(batch, letters)
             case WriteReceipt(batch, outcome, attempts):
                 self.conduct.receipt_begun(batch, outcome, attempts)
                 self.errands.write_receipt(batch)

@@ -11,6 +11,7 @@ from ingester.core.messages import (
     Commit,
     CommitOffsets,
     Fact,
+    PartitionReopened,
     PartitionsAssigned,
     PausePartitions,
     ReadFailed,
@@ -41,6 +42,8 @@ def describe(step: Step) -> str:
                 if found
             ]
             return f"{name} {' '.join(ranges)}"
+        case PartitionReopened(partition, start, _):
+            return f"{name} {partition} {_start(start)}"
         case PartitionsAssigned(partitions, _):
             starts = [f"{each} {_start(start)}" for each, start in partitions.items()]
             return f"{name} {'; '.join(starts)}"
@@ -58,20 +61,21 @@ def describe(step: Step) -> str:
         case ReadFailed(partition, _):
             return f"{name} {partition}"
     batch = getattr(step, "batch", None)
-    indent = "    " if name.startswith(("Write", "Halt")) else ""
+    indent = "    " if name.startswith(("Write", "Halt", "ReadRange")) else ""
     if batch is not None:
         return f"{indent}{name} {batch}"
     return f"{indent}{step}"
 
 
 def _start(start: Start) -> str:
-    receipted = " ".join(f"[{first},{after})" for first, after in start.receipted)
-    return f"at {start.offset}, {_ledger(start.ledger)}, receipted {receipted or 'nothing'}"
+    settled = " ".join(f"[{first},{after})" for first, after in start.settled)
+    return f"at {start.offset}, {_ledger(start.ledger)}, settled {settled or 'nothing'}"
 
 
 def _commit(commit: Commit) -> str:
     ledger = decode(commit.next_offset, commit.metadata)
-    return f"at {commit.next_offset}, {_ledger(ledger) if ledger else commit.metadata!r}"
+    readable = isinstance(ledger, Ledger)
+    return f"at {commit.next_offset}, {_ledger(ledger) if readable else commit.metadata!r}"
 
 
 def _ledger(ledger: Ledger) -> str:

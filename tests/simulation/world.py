@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from random import Random
 
 from ingester.core.batch import Batch
-from ingester.core.intent import decode
+from ingester.core.intent import Ledger, Range, decode
 from ingester.core.messages import Commit
+from ingester.core.receipt import Decision, Note, Resolution, decode_note, encode_receipt
 from ingester.core.record import TopicPartition
 from tests.simulation.endpoint import Endpoint
 from tests.simulation.group import Group
-from tests.simulation.oracle import Oracle, promise, range_of
-from tests.simulation.plan import DELAY_SECONDS_MAX, Plan, make_plan
+from tests.simulation.oracle import Oracle, promise
+from tests.simulation.plan import Plan, make_plan
 from tests.simulation.process import Process
 from tests.simulation.trace import Step
-from tests.support.records import make_logs
+from tests.support.records import LogRecord, make_logs
 
 KIND_SECONDS_MAX = 300.0
 _STEPS_MAX = 200_000
@@ -42,9 +43,7 @@ class World:
         self.kind = False
         self.trace: list[tuple[float, int, Step]] = []
         self.vanished: set[tuple[TopicPartition, int]] = set()
-        self.receipts: dict[TopicPartition, list[tuple[int, int]]] = {
-            each: [] for each in self.logs
-        }
+        self.notes: dict[TopicPartition, list[Note]] = {each: [] for each in self.logs}
         self.oracle = Oracle(self.logs, self.plan)
         self._offsets = {
             name: [each.record.offset for each in log] for name, log in self.logs.items()
@@ -60,6 +59,8 @@ class World:
         self._processes_count = 0
         self.group = Group(random, list(self.logs), lambda: self.now, self.later)
         self.endpoint = Endpoint(random, self.plan, self.oracle, lambda: self.now, self.later)
+        self._items = [each.item for log in self.logs.values() for each in log if each.item]
+        self._draw_mind()
         self.processes: list[Process] = []
         for _ in range(self.plan.workers):
             self.later(random.random() * 3, self._start)
@@ -80,6 +81,8 @@ class World:
         self._become_kind()
         self._until(self.now + KIND_SECONDS_MAX, self._settled)
         self.oracle.finished(self._halts(), judged=False)
+        self._decide()
+        self._until(self.now + 60.0, self._settled)
         self._replace_everybody()
         self._until(self.now + KIND_SECONDS_MAX, self._settled)
         self.oracle.finished(self._halts(), judged=True)
@@ -130,6 +133,7 @@ class World:
             (plan.reads_failing, self._fail_to_read),
             (plan.vanishing, self._vanish),
             (plan.outages, self._begin_outage),
+            (plan.minds_changed, self._change_mind),
         ]
         for times, incident in incidents:
             for _ in range(times):
@@ -196,7 +200,52 @@ class World:
         self._topics_away = False
         self.endpoint.phase = None
 
+    def _draw_mind(self) -> None:
+        endpoint, random = self.endpoint, self.random
+        endpoint.poison = {each for each in self._items if random.random() < self.plan.poison}
+        if self.plan.body_limits:
+            endpoint.body_bytes_max = random.choice([None, 70, 120, 300])
+
+    def _change_mind(self) -> None:
+        """The endpoint takes other items and bodies than before; more of them if it has to.
+
+        One that looks keys up last must not refuse what it has applied.
+        """
+        if self.plan.looked_up_first:
+            self._draw_mind()
+        else:
+            self._take_all()
+
+    def _take_all(self) -> None:
+        self.endpoint.poison = set()
+        self.endpoint.body_bytes_max = None
+
+    def _decide(self) -> None:
+        """Somebody looks into what is halted, and decides; not all workers hear of it at once."""
+        for name in self._halts():
+            if name in {each for each, _ in self.vanished}:
+                continue
+            commit = self.committed(name)
+            settled = {(note.first_offset, note.next_offset) for note in self.notes[name]}
+            doubts = [each for each in self._ledger(name) if each not in settled]
+            for range_ in doubts:
+                decision = self.oracle.truth(name, range_)
+                if decision == "acknowledged":
+                    self.oracle.resolved(name, range_)
+                self._note_decision(name, range_, decision)
+            if not doubts:
+                again = (commit.next_offset, commit.next_offset + 1)
+                self._note_decision(name, again, "resend")
+            for process in self._staying():
+                if name in process.halts:
+                    process.reopen(name)
+
+    def _note_decision(self, name: TopicPartition, range_: Range, decision: Decision) -> None:
+        self.notes[name].append(Resolution(*name, *range_, decision, "somebody", "", ""))
+
     def _become_kind(self) -> None:
+        if not self.plan.poison_stays:
+            self._take_all()
         self.kind = self.endpoint.kind = True
         self._end_outage()
         for process in self.processes:
@@ -225,7 +274,7 @@ class World:
     def _ledger(self, name: TopicPartition) -> list[tuple[int, int]]:
         commit = self.committed(name)
         ledger = decode(commit.next_offset, commit.metadata)
-        return [(each.first_offset, each.next_offset) for each in ledger.intents] if ledger else []
+        return [each.range for each in ledger.intents] if isinstance(ledger, Ledger) else []
 
     def index_of(self, name: TopicPartition, offset: int) -> int:
         return bisect_left(self._offsets[name], offset)
@@ -243,10 +292,20 @@ class World:
         return True
 
     def append_receipt(self, batch: Batch) -> int:
-        receipts = self.receipts[batch.partition]
-        receipts.append(range_of(batch))
-        self.oracle.receipt_appended(batch, len(receipts) - 1)
-        return len(receipts) - 1
+        note = decode_note(encode_receipt(batch, None, 1, ""))
+        assert note is not None
+        notes = self.notes[batch.partition]
+        notes.append(note)
+        self.oracle.receipt_appended(batch, len(notes) - 1)
+        return len(notes) - 1
+
+    def read(self, batch: Batch) -> Sequence[LogRecord]:
+        """What the log has of a batch's range now."""
+        name = batch.partition
+        entries = self.logs[name][
+            self.index_of(name, batch.first_offset) : self.index_of(name, batch.next_offset)
+        ]
+        return [each.record for each in entries if (name, each.record.offset) not in self.vanished]
 
     # -- fates --------------------------------------------------------------------------------
 
@@ -254,7 +313,7 @@ class World:
         """How much longer than usual a request is on its way."""
         if self.kind or self.random.random() >= self.plan.requests_delayed:
             return 0.0
-        return self.random.random() * DELAY_SECONDS_MAX
+        return self.random.random() * self.plan.delay_seconds_max
 
     def write_fate(self) -> tuple[bool, bool]:
         """Whether a write is appended, and whether the writer is told so."""
