@@ -78,6 +78,15 @@ class Delivery:
         return not self.items_pending and not self.dead_letters_pending
 
 
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A time in which nothing is sent, because PacSpace asked for it or refuses everything."""
+
+    until: float
+    """By the clock that the facts are told by; it may have passed."""
+    reason: str
+
+
 class Dispatcher:
     """Holds every batch whose items are not acknowledged; each is ready, in flight or waiting."""
 
@@ -99,6 +108,8 @@ class Dispatcher:
         self._in_flight: set[Delivery] = set()
         self._failures_in_row = 0  # attempts without a success between them, of any batch
         self._held_until = 0.0
+        self.hold: Hold | None = None
+        # The latest; its end is `_held_until`. Set by the answers, never emptied.
         self._holds = 0  # in a row without a success between them; above 0 one request goes alone
         self.blocked: Blocked | None = None
         # Why the endpoint refuses everything; set and emptied by the answers.
@@ -271,4 +282,6 @@ class Dispatcher:
         wait = self._limits.backoff_seconds(self._holds + _PROBE_ATTEMPTS, jitter)
         if not isinstance(outcome, Blocked) and outcome.retry_after_seconds:  # 0 asks for no wait
             wait = outcome.retry_after_seconds + wait * _RETRY_AFTER_SPREAD
-        self._held_until = max(self._held_until, now + wait)
+        if now + wait > self._held_until:
+            self._held_until = now + wait
+            self.hold = Hold(self._held_until, outcome.reason)

@@ -59,10 +59,12 @@ class Start:
     """What is intended from there on."""
     settled: Mapping[Range, int]
     """Those of the intents that are settled, and where the receipts topic says so."""
+    acknowledged: Collection[Range] = ()
+    """Those whose items PacSpace has, as somebody found: their dead letters are still to write."""
     resent: Collection[Range] = ()
     """Those that somebody decided to have sent again, whatever the policies say."""
-    advanced: bool = False
-    """Whether the committed offset is behind this one."""
+    committed: int | None = None
+    """The committed offset where it is behind, and has to follow."""
     halt_reason: str | None = None
     """Why the partition must not be read, if so."""
     foreign_metadata: str = ""
@@ -245,7 +247,7 @@ class WriteReceipt:
 
     batch: Batch
     outcome: Acknowledged | None
-    """None for a batch without items, which nobody had to acknowledge."""
+    """None for a batch without items, and for one of which a person says that PacSpace has it."""
     attempts: int
 
 

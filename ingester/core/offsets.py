@@ -120,6 +120,12 @@ class OffsetTracker:
         """Spans that the next commit has to record."""
         return sum(span.intended_at is not None for span in self._spans)
 
+    @property
+    def receipts_offset(self) -> int:
+        """No note about anything above the position lies before it, in the receipts' partition."""
+        # In the order of the spans the lower bounds of their receipts ascend.
+        return self._spans[0].receipts_offset if self._spans else self._receipts_offset
+
     def ledger(self) -> Ledger:
         """What a commit of the position has to say of all that is above it."""
         intents = [
@@ -127,6 +133,4 @@ class OffsetTracker:
             for span in self._spans
             if span.intended_at is not None
         ]
-        # In their order the lower bounds of their receipts ascend.
-        lowest = self._spans[0].receipts_offset if self._spans else self._receipts_offset
-        return Ledger(lowest, intents)
+        return Ledger(self.receipts_offset, intents)

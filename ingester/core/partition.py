@@ -23,6 +23,10 @@ class Partition:
     dead_letters: DeadLetterWindow
     quiet_at: float
     """When no attempt of a former owner can arrive any more."""
+    acknowledged: Collection[Range]
+    """Inherited ranges whose items PacSpace has, as somebody found."""
+    committed: int
+    """What the group has: as the assignment found it, then as the last successful commit said."""
     resent: Collection[Range]
     """Inherited ranges that somebody decided to have sent again."""
     unintended: deque[Delivery] = field(default_factory=deque)
@@ -31,8 +35,6 @@ class Partition:
     """Refused as a whole and not replaced yet by something smaller."""
     batches_bytes: int = 0
     """Bytes of all batches that are cut and not settled."""
-    committed: int | None = None
-    """What the last successful commit of this assignment said; None before the first."""
     halt_reason: str | None = None
     """Set once, by whatever stopped the partition; ends with the assignment."""
 

@@ -20,7 +20,7 @@ from ingester.core.batch import Batch, BatchBuilder
 from ingester.core.committer import Committer
 from ingester.core.deadletter import DeadLetterWindow
 from ingester.core.delivery import Acknowledged, Blocked, InDoubt, Refused
-from ingester.core.dispatch import Delivery, Dispatcher
+from ingester.core.dispatch import Delivery, Dispatcher, Hold
 from ingester.core.event import Decode
 from ingester.core.messages import (
     AttemptEnded,
@@ -62,8 +62,10 @@ from ingester.core.refusal import BodyLimit, halves, without_item
 class PartitionState:
     """Where one assigned partition stands."""
 
-    committed: int | None
-    """The next offset as this worker last committed it; None before its first commit."""
+    committed: int
+    """The next offset that the group has; where it begins, as long as it has none."""
+    receipts_offset: int
+    """No note about anything above it lies before this, in the receipts' partition."""
     unsettled_batches: int
     buffered_bytes: int
     halt_reason: str | None
@@ -126,11 +128,20 @@ class Pipeline:
         return self._dispatcher.blocked
 
     @property
+    def hold(self) -> Hold | None:
+        """Until when nothing is sent to PacSpace, and why; it may have passed."""
+        return self._dispatcher.hold
+
+    @property
     def partitions(self) -> Mapping[TopicPartition, PartitionState]:
         """Where each assigned partition stands, for status pages."""
         return {
             name: PartitionState(
-                part.committed, part.offsets.unsettled_count, part.buffered_bytes, part.halt_reason
+                part.committed,
+                part.offsets.receipts_offset,
+                part.offsets.unsettled_count,
+                part.buffered_bytes,
+                part.halt_reason,
             )
             for name, part in self._partitions.items()
         }
@@ -238,6 +249,8 @@ class Pipeline:
             OffsetTracker(start.offset, start.ledger.receipts_offset, intents),
             DeadLetterWindow(limits.dead_letters),
             quiet_at=now + limits.session_timeout_seconds + limits.request_timeout_seconds,
+            acknowledged=start.acknowledged,
+            committed=start.offset if start.committed is None else start.committed,
             resent=start.resent,
         )
         for range_, receipt_offset in start.settled.items():
@@ -246,7 +259,7 @@ class Pipeline:
         reason = start.halt_reason or self._not_to_be_sent_again(start, now + self._wall_offset)
         if reason is not None:
             self._halt(name, reason, commands)
-        elif start.advanced:
+        elif start.committed is not None:
             self._committer.changed(part)
 
     def _not_to_be_sent_again(self, start: Start, wall_seconds: float) -> str | None:
@@ -254,7 +267,9 @@ class Pipeline:
         in_doubt = [
             each
             for each in start.ledger.intents
-            if each.range not in start.settled and each.range not in start.resent
+            if not any(
+                each.range in ranges for ranges in (start.settled, start.acknowledged, start.resent)
+            )
         ]
         if not in_doubt:
             return None
@@ -471,12 +486,13 @@ class Pipeline:
                 self._halt(part.name, _too_many(too_many, letters[-1].rejection.detail), commands)
                 return
             part.batches_bytes += batch.buffered_bytes
-            span = part.offsets.inherited.get((batch.first_offset, batch.next_offset))
+            range_ = (batch.first_offset, batch.next_offset)
+            span = part.offsets.inherited.get(range_)
             delivery = Delivery(
                 batch,
                 span or Span(batch.first_offset, batch.next_offset, batch.intent_digest),
                 recorded=span is not None,
-                items_pending=batch.items_count > 0,
+                items_pending=batch.items_count > 0 and range_ not in part.acknowledged,
                 dead_letters_pending=bool(letters),
                 letters=letters,
             )
@@ -488,6 +504,8 @@ class Pipeline:
                 self._work_on(delivery, commands)
             if span is not None and delivery.items_pending:
                 self._inherit(part, delivery, now)
+            elif span is not None:
+                self._advance(delivery, commands)
 
     def _inherit(self, part: Partition, delivery: Delivery, now: float) -> None:
         """Send again what nobody knows whether it was sent."""

@@ -4,11 +4,11 @@ receipts topic say together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ingester.core.intent import Ledger, Range, Unreadable, decode
 from ingester.core.messages import Commit, Start
-from ingester.core.receipt import Note, Receipt
+from ingester.core.receipt import Decision, Note, Receipt
 from ingester.core.record import TopicPartition
 
 
@@ -33,14 +33,17 @@ def start_of(
     foreign_metadata = commit.metadata if ledger is None else ""
     ledger = ledger or Ledger(receipts_end, ())
     settled: dict[Range, int] = {}
-    resent: set[Range] = set()
+    decisions: dict[Range, Decision] = {}
     for note_offset, note in notes:
-        if isinstance(note, Receipt) or note.decision == "acknowledged":
-            settled[note.first_offset, note.next_offset] = note_offset
-        elif note.decision == "resend":
-            resent.add((note.first_offset, note.next_offset))
-        elif note.first_offset <= offset:
-            offset = max(offset, note.next_offset)
+        range_ = (note.first_offset, note.next_offset)
+        if isinstance(note, Receipt):
+            settled[range_] = note_offset
+            continue
+        decisions[range_] = note.decision
+        if note.decision == "skipped":
+            settled[range_] = note_offset
+            if note.first_offset <= offset:
+                offset = max(offset, note.next_offset)
     intents = [each for each in ledger.intents if each.first_offset >= offset]
     while intents and intents[0].range in settled:
         offset = intents.pop(0).next_offset
@@ -48,11 +51,16 @@ def start_of(
         offset,
         Ledger(ledger.receipts_offset, intents),
         {each.range: settled[each.range] for each in intents if each.range in settled},
-        resent=frozenset(resent),
-        advanced=offset != commit.next_offset,
+        acknowledged=_ranges(decisions, "acknowledged"),
+        resent=_ranges(decisions, "resend"),
+        committed=commit.next_offset if offset != commit.next_offset else None,
         halt_reason=_lost(name, offset, log_begins) if offset < log_begins else None,
         foreign_metadata=foreign_metadata,
     )
+
+
+def _ranges(decisions: Mapping[Range, Decision], decision: Decision) -> frozenset[Range]:
+    return frozenset(range_ for range_, each in decisions.items() if each == decision)
 
 
 def _unreadable(commit: Commit, reason: str) -> str:
@@ -68,5 +76,5 @@ def _lost(name: TopicPartition, offset: int, log_begins: int) -> str:
     return (
         f"the log of {name} begins at offset {log_begins}, and {offset} is the next to be settled:"
         " retention overtook the committed offset. To go on without what is missing:"
-        f" ingester resolve {name}:{offset} --as skipped"
+        f" ingester resolve {name}:{offset} --as skipped --reason ..."
     )

@@ -43,6 +43,8 @@ class _Story:
     acknowledged: bool = False
     refused: bool = False
     quiet_at: float = 0.0
+    put_off: bool = False
+    """Refused too early to be believed: it waits for `quiet_at`, and holds up nothing."""
     backoff_end: float = 0.0
     retry_after_end: float = 0.0
     letters_under_way: bool = False
@@ -153,6 +155,7 @@ class Conduct:
                     story.over = story.refused = True
                     story.in_doubt = story.in_doubt and conflict
                 else:
+                    story.put_off = True
                     story.retry_after_end = story.quiet_at
             case Throttled() if outcome.retry_after_seconds:
                 self._hold(now + outcome.retry_after_seconds)
@@ -183,7 +186,7 @@ class Conduct:
         part = self._assigned[batch.partition]
         in_doubt = story.in_doubt and not part.expired
         goes_on = story.under_way or in_doubt or not (self._revoking or part.halted)
-        return story.attempts > 0 and not story.over and goes_on
+        return story.attempts > 0 and not story.over and goes_on and not story.put_off
 
     def _hold(self, until: float) -> None:
         self._holding = True
@@ -210,8 +213,9 @@ class Conduct:
         story = self._story(batch)
         promise(not story.receipt_under_way, f"{batch}: receipts written twice at once")
         promise(not story.receipt_written, f"{batch}: a receipt written again")
+        decided = range_of(batch) in self._assigned[batch.partition].start.acknowledged
         promise(
-            story.acknowledged == (batch.items_count > 0) == (outcome is not None),
+            decided or story.acknowledged == (batch.items_count > 0) == (outcome is not None),
             f"{batch}: a receipt before the acknowledgement",
         )
         promise(

@@ -281,11 +281,6 @@ class Oracle:
         applied = any(book.applied[each.record.offset] for each in entries)
         return "acknowledged" if applied else "resend"
 
-    def resolved(self, name: TopicPartition, range_: Range) -> None:
-        """Hear that a range needs no receipt any more."""
-        for entry in self._books[name].within(*range_):
-            self._books[name].receipts.setdefault(entry.record.offset, range_)
-
     def _excuse(self, name: TopicPartition, book: _Book, reason: str) -> None:
         limits = self._plan.limits
         excused = (

@@ -81,8 +81,10 @@ class World:
         self._become_kind()
         self._until(self.now + KIND_SECONDS_MAX, self._settled)
         self.oracle.finished(self._halts(), judged=False)
-        self._decide()
-        self._until(self.now + 60.0, self._settled)
+        if self._halts():
+            self._until(self.now + self.plan.delay_seconds_max, lambda: False)
+            self._decide()  # once no request is on its way any more
+            self._until(self.now + 60.0, self._settled)
         self._replace_everybody()
         self._until(self.now + KIND_SECONDS_MAX, self._settled)
         self.oracle.finished(self._halts(), judged=True)
@@ -230,8 +232,6 @@ class World:
             doubts = [each for each in self._ledger(name) if each not in settled]
             for range_ in doubts:
                 decision = self.oracle.truth(name, range_)
-                if decision == "acknowledged":
-                    self.oracle.resolved(name, range_)
                 self._note_decision(name, range_, decision)
             if not doubts:
                 again = (commit.next_offset, commit.next_offset + 1)
