@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from random import Random
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from ingester.core.batch import Batch, BatchBuilder, BatchLimits
 from ingester.core.event import event_decoder
+from ingester.core.refusal import halves
 from tests.support.records import PARTITION, Entry, make_logs
 
 DECODE = event_decoder("refuse")
@@ -28,14 +30,19 @@ def log_of(limits: BatchLimits, seed: int, count: int) -> Sequence[Entry]:
     return logs[PARTITION]
 
 
-def cut_in_fetches(limits: BatchLimits, log: Sequence[Entry], sizes: Sequence[int]) -> list[Batch]:
+def cut_in_fetches(
+    limits: BatchLimits,
+    log: Sequence[Entry],
+    sizes: Sequence[int],
+    cut_bytes_max: int = sys.maxsize,
+) -> list[Batch]:
     """Return all batches of the log, fetched in pieces of these sizes, the rest at once."""
     builder = BatchBuilder(PARTITION, 1, limits, DECODE)
     records = [entry.record for entry in log]
     batches = []
     position = 0
     for size in [*sizes, len(records)]:
-        batches += builder.extend(records[position : position + size])
+        batches += builder.extend(records[position : position + size], cut_bytes_max)
         position += size
     return [*batches, builder.cut()] if builder.may_be_cut else batches
 
@@ -52,12 +59,15 @@ def described(batch: Batch) -> Range:
     )
 
 
-def naively_cut(limits: BatchLimits, log: Sequence[Entry]) -> list[Range]:
+def naively_cut(
+    limits: BatchLimits, log: Sequence[Entry], cut_bytes_max: int = sys.maxsize
+) -> list[Range]:
     """Cut before what does not fit, and after what fills: the rule, without sums kept."""
     ranges: list[list[Entry]] = [[]]
     for entry in log:
         joined = body_of([*ranges[-1], entry])
-        if len(joined) > limits.body_bytes_max:
+        fits = entry.item is None or len(joined) <= min(limits.body_bytes_max, cut_bytes_max)
+        if not fits and ranges[-1]:
             ranges.append([])
         ranges[-1].append(entry)
         if len(ranges[-1]) == limits.items_max:
@@ -89,6 +99,57 @@ def test_batches_are_those_of_the_rule_however_the_log_is_fetched(
     log = log_of(limits, seed, count)
 
     assert naively_cut(limits, log) == [described(b) for b in cut_in_fetches(limits, log, sizes)]
+
+
+@given(
+    BATCH_LIMITS,
+    st.integers(0, 2**32),
+    st.integers(1, 60),
+    st.lists(st.integers(0, 9)),
+    st.integers(1, 600),
+)
+def test_an_endpoint_that_takes_less_gets_less(
+    limits: BatchLimits, seed: int, count: int, sizes: list[int], cut_bytes_max: int
+) -> None:
+    """Batches are cut by the smaller limit, and no item becomes a dead letter for its sake."""
+    log = log_of(limits, seed, count)
+    batches = cut_in_fetches(limits, log, sizes, cut_bytes_max)
+
+    assert naively_cut(limits, log, cut_bytes_max) == [described(batch) for batch in batches]
+
+
+@given(BATCH_LIMITS, st.integers(0, 2**32), st.integers(1, 60), st.data())
+def test_halves_of_any_batch_are_the_whole(
+    limits: BatchLimits, seed: int, count: int, data: st.DataObject
+) -> None:
+    """The same items in the same order, each half's own range, key and dead letters, to the last.
+
+    Formed by anybody from what the log has of the range.
+    """
+    log = log_of(limits, seed, count)
+    batches = [b for b in cut_in_fetches(limits, log, []) if b.items_count > 1]
+    if not batches:
+        return
+    batch = data.draw(st.sampled_from(batches))
+    records = [
+        entry.record
+        for entry in log
+        if batch.first_offset <= entry.record.offset < batch.next_offset
+    ]
+    builder = BatchBuilder(PARTITION, 1, limits, DECODE)
+    assert described(builder.form(records)) == described(batch)
+
+    one, other = (builder.form(part) for part in halves(batch, records))
+
+    assert (one.first_offset, other.next_offset) == (batch.first_offset, batch.next_offset)
+    assert one.next_offset <= other.first_offset
+    assert other.items_count - one.items_count in (0, 1)
+    assert one.items_count + other.items_count == batch.items_count
+    assert one.body[:-2] + b"," + other.body[len(b'{"items":[') :] == batch.body
+    assert one.dead_letters + other.dead_letters == batch.dead_letters
+    assert one.bits + other.bits == batch.bits
+    assert one.buffered_bytes + other.buffered_bytes == batch.buffered_bytes
+    assert len({batch.idempotency_key, one.idempotency_key, other.idempotency_key}) == 3
 
 
 @given(BATCH_LIMITS, st.integers(0, 2**32), st.integers(1, 60))

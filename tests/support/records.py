@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from ingester.core.batch import BatchLimits
+from ingester.core.batch import BatchBuilder, BatchLimits
+from ingester.core.event import event_decoder
 from ingester.core.record import TopicPartition
 
 PARTITION = TopicPartition("usage", 0)
@@ -44,6 +45,17 @@ def usage_records(count: int, first_offset: int = 0) -> list[LogRecord]:
         LogRecord(offset, event_json(offset + 1), timestamp=1_700_000_000_000 + offset)
         for offset in range(first_offset, first_offset + count)
     ]
+
+
+def in_range(log: Sequence[LogRecord], first_offset: int, next_offset: int) -> list[LogRecord]:
+    """What a log has of a range."""
+    return [record for record in log if first_offset <= record.offset < next_offset]
+
+
+def digest_of(records: Sequence[LogRecord]) -> int:
+    """What an intent says of the body of a batch of these records."""
+    limits = BatchLimits(1, 2**20, 0.0)
+    return BatchBuilder(PARTITION, 1, limits, event_decoder("refuse")).form(records).intent_digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ingester.core.batch import Batch, BatchLimits
-from ingester.core.delivery import Acknowledged, Outcome
+from ingester.core.deadletter import DeadLetterLimit
+from ingester.core.delivery import Acknowledged, Outcome, Refused
 from ingester.core.event import event_decoder
-from ingester.core.intent import Ledger, decode
+from ingester.core.intent import Intent, Ledger, Range, decode
 from ingester.core.messages import (
     AttemptEnded,
     Command,
+    Commit,
     CommitFailed,
     CommitOffsets,
     DeadLettersNotWritten,
     DeadLettersWritten,
     DrainRequested,
     Fact,
+    HaltPartition,
     Limits,
     OffsetsCommitted,
     PartitionsAssigned,
     PartitionsRevoked,
+    RangeNotRead,
+    RangeRead,
     ReceiptNotWritten,
     ReceiptWritten,
     RecordsFetched,
@@ -30,12 +35,15 @@ from ingester.core.messages import (
     Tick,
 )
 from ingester.core.pipeline import Pipeline
+from ingester.core.receipt import Decision, Note, Receipt, Resolution
 from ingester.core.record import TopicPartition
-from tests.support.records import LogRecord
+from ingester.core.start import start_of
+from tests.support.records import LogRecord, digest_of, in_range, usage_records
 
 P0, P1, P2 = (TopicPartition("usage", number) for number in range(3))
 WALL_SECONDS = 1_700_000_000
 ACKNOWLEDGED = Acknowledged("batch_1", 202)
+REFUSED = Refused("HTTP 400: no", 400, "invalid", is_api=True, body=b'{"message":"no"}')
 NOTHING = Ledger(0, [])
 LIMITS = Limits(
     batch=BatchLimits(items_max=2, body_bytes_max=10_000, linger_seconds=5.0),
@@ -45,6 +53,9 @@ LIMITS = Limits(
     backoff_seconds_max=30.0,
     commit_interval_seconds=1.0,
     idempotency_window_seconds=86_400.0,
+    request_timeout_seconds=30.0,
+    session_timeout_seconds=10.0,
+    dead_letters=DeadLetterLimit(count_max=1000, share_max=0.5, window_seconds=60.0),
     in_doubt="retry",
     receipts=False,
 )
@@ -56,18 +67,26 @@ class Scenario:
     def __init__(self, *partitions: TopicPartition, limits: Limits = LIMITS) -> None:
         self.pipeline = Pipeline(limits, event_decoder("refuse"))
         self.now = 1000.0
-        self.committed: dict[TopicPartition, tuple[int, Ledger]] = {}
+        self.stored: dict[TopicPartition, Commit] = {}
         # What the coordinator has of each partition.
+        self.committed: dict[TopicPartition, tuple[int, Ledger]] = {}
+        # The same, read.
         assert self.assign(*(partitions or (P0,))) == []
 
     def assign(
-        self, *partitions: TopicPartition, wall_seconds: float = WALL_SECONDS
+        self,
+        *partitions: TopicPartition,
+        wall_seconds: float = WALL_SECONDS,
+        notes: Sequence[Note] = (),
     ) -> list[Command]:
-        """Hand partitions over as the coordinator has them, without any receipt."""
-        return self.begin(
-            {name: Start(*self.committed.get(name, (0, NOTHING)), {}) for name in partitions},
-            wall_seconds,
-        )
+        """Hand partitions over as the coordinator has them, and with these notes."""
+        return self.begin({name: self.start(name, *notes) for name in partitions}, wall_seconds)
+
+    def start(self, name: TopicPartition = P0, *notes: Note) -> Start:
+        """Where a partition begins for its next owner."""
+        commit = self.stored.get(name, Commit(0, ""))
+        numbered = list(enumerate(notes))
+        return start_of(name, commit, log_begins=0, receipts_end=0, notes=numbered)
 
     def begin(
         self, starts: Mapping[TopicPartition, Start], wall_seconds: float = WALL_SECONDS
@@ -96,7 +115,8 @@ class Scenario:
     def store(self, command: CommitOffsets) -> None:
         for name, commit in command.offsets.items():
             ledger = decode(commit.next_offset, commit.metadata)
-            assert ledger is not None
+            assert isinstance(ledger, Ledger)
+            self.stored[name] = commit
             self.committed[name] = (commit.next_offset, ledger)
 
     def fetched(
@@ -118,6 +138,13 @@ class Scenario:
 
     def answer(self, batch: Batch, outcome: Outcome = ACKNOWLEDGED) -> list[Command]:
         return self.fact(AttemptEnded(batch, outcome, 0.5))
+
+    def read(self, batch: Batch, log: Sequence[LogRecord]) -> list[Command]:
+        """Hand over what this log has of the range of a batch."""
+        return self.fact(RangeRead(batch, in_range(log, batch.first_offset, batch.next_offset)))
+
+    def not_read(self, batch: Batch) -> list[Command]:
+        return self.fact(RangeNotRead(batch, 0.5))
 
     def written(self, batch: Batch) -> list[Command]:
         return self.fact(DeadLettersWritten(batch))
@@ -173,5 +200,51 @@ def batches_sent(commands: Sequence[Command]) -> list[Batch]:
     return [each.batch for each in commands if isinstance(each, SendBatch)]
 
 
-def ranges_of(ledger: Ledger) -> list[tuple[int, int]]:
-    return [(each.first_offset, each.next_offset) for each in ledger.intents]
+def halts(commands: Sequence[Command]) -> list[str]:
+    return [each.reason for each in commands if isinstance(each, HaltPartition)]
+
+
+def ranges_of(ledger: Ledger) -> list[Range]:
+    return [each.range for each in ledger.intents]
+
+
+def ledger_of(
+    *ranges: Range,
+    log: Sequence[LogRecord] | None = None,
+    intended_at: int = WALL_SECONDS,
+    receipts_offset: int = 0,
+) -> Ledger:
+    """The intents of these ranges of a log; of usual records, if it does not matter of which."""
+    records = usage_records(ranges[-1][1]) if log is None and ranges else log or ()
+    intents = [Intent(*each, intended_at, digest_of(in_range(records, *each))) for each in ranges]
+    return Ledger(receipts_offset, intents)
+
+
+def receipt_of(range_: Range, partition: TopicPartition = P0) -> Receipt:
+    """What is left of a settled batch."""
+    return Receipt(
+        *partition,
+        *range_,
+        idempotency_key="ingester-1",
+        batch_id="batch_1",
+        http_status=202,
+        items=1,
+        dead_letters=0,
+        bits=1,
+        bits_by_key={"k": 1},
+        body_digest="00",
+        attempts=1,
+        settled_at="2025-06-10T14:30:00.000+00:00",
+    )
+
+
+def resolution_of(range_: Range, decision: Decision, partition: TopicPartition = P0) -> Resolution:
+    """What somebody has decided about a range."""
+    return Resolution(
+        *partition,
+        *range_,
+        decision=decision,
+        by="ada",
+        reason="asked PacSpace",
+        decided_at="2025-06-10T14:30:00.000+00:00",
+    )

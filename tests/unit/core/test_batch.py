@@ -111,6 +111,24 @@ def test_an_item_that_fits_no_request_is_a_dead_letter() -> None:
     )
 
 
+def test_an_endpoint_that_takes_less_is_sent_less() -> None:
+    """The smaller limit cuts; what alone is beyond it goes alone, and may yet be refused."""
+    building = builder(body_bytes_max=500)
+    records = [item_of(100, 0), item_of(100, 1), item_of(300, 2), item_of(50, 3)]
+
+    assert ranges(building.extend(records, 220)) == [(0, 2), (2, 3)]
+    assert ranges([building.cut()]) == [(3, 4)]
+
+
+def test_an_item_beyond_the_endpoints_limit_is_sent_all_the_same() -> None:
+    """It is no dead letter for that, and the first of its batch."""
+    building = builder(body_bytes_max=500)
+
+    assert building.extend([item_of(400)], 300) == []
+    (batch,) = building.extend([item_of(400, 1)], 300)
+    assert (batch.items_count, len(batch.dead_letters)) == (1, 0)
+
+
 @pytest.mark.parametrize(
     "value",
     [None, b"", b"{", b'{"bits":1.5}', event_json(key="k" * 600)],
@@ -213,6 +231,32 @@ def test_a_dead_letter_counts_with_all_that_it_keeps() -> None:
 
     assert building.buffered_bytes > 0
     assert 1000 + len("trace") + 500 + len("n") == with_all - building.buffered_bytes
+
+
+def test_records_are_formed_as_one_batch_whatever_the_limits_are() -> None:
+    """More items than fill one, and a body beyond what the endpoint takes."""
+    records = [*usage_records(5), LogRecord(7, None)]
+    batch = builder(items_max=2).form(records)
+
+    assert (batch.first_offset, batch.next_offset, batch.items_count) == (0, 8, 5)
+    assert [letter.record.offset for letter in batch.dead_letters] == [7]
+
+
+def test_forming_in_the_midst_of_another_batch_is_a_bug() -> None:
+    """Its records would be in both."""
+    building = builder()
+    building.extend(usage_records(1))
+
+    with pytest.raises(AssertionError):
+        building.form(usage_records(1, first_offset=1))
+
+
+def test_an_intent_keeps_the_beginning_of_the_bodys_digest() -> None:
+    """Pinned: another would take what every former version left in doubt for another body."""
+    batch = builder().form(usage_records(3))
+
+    assert batch.body_digest.hex() == "61a5da0199dc4c9673b9fa7ddb59ec923ce976d1"
+    assert f"{batch.intent_digest:08x}" == batch.body_digest.hex()[:8]
 
 
 # -- the key ------------------------------------------------------------------------------------

@@ -122,6 +122,7 @@ def test_no_answer_is_told_from_no_request() -> None:
     """What was never sent is deferred, what may have arrived is in doubt."""
     assert judged(NothingSent("connection refused")) == Deferred("connection refused")
     assert judged(AnswerLost("reset")) == InDoubt("reset", None)
+    assert judged(AnswerLost("slow", timed_out=True)) == InDoubt("slow", None, timed_out=True)
 
 
 @pytest.mark.parametrize(
@@ -155,8 +156,31 @@ def test_no_status_has_two_rows() -> None:
     [(409, "conflict"), (413, "too_large"), (400, "invalid"), (422, "invalid")],
 )
 def test_refusals_say_what_is_refused(status: int, meaning: str) -> None:
-    """The key, the size or an item: each is for somebody else to resolve."""
-    assert answered(status, {"message": "no"}) == Refused(f"HTTP {status}: no", status, meaning)
+    """The key, the size or an item, and the answer as it came."""
+    assert answered(status, {"message": "no"}) == Refused(
+        f"HTTP {status}: no",
+        status,
+        meaning,
+        is_api=True,
+        body=b'{"message": "no"}',
+    )
+
+
+def test_a_refusal_of_somebody_else_is_told_from_the_apis() -> None:
+    """A proxy's page, an empty body: whoever wrote it has not looked the key up."""
+    for body in (b"<html>too large</html>", b"", b"[]"):
+        outcome = judged(Response(413, {}, body))
+        assert isinstance(outcome, Refused)
+        assert not outcome.is_api
+        assert outcome.body == body
+
+
+def test_of_a_long_refusal_the_beginning_is_kept() -> None:
+    """As much as a dead letter carries, a few hundred times."""
+    outcome = judged(Response(400, {}, b'{"message":"' + b"x" * 2**20))
+
+    assert isinstance(outcome, Refused)
+    assert outcome.body == b'{"message":"' + b"x" * (2048 - 12)
 
 
 @pytest.mark.parametrize("status", [302, 404, 405])

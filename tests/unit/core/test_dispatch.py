@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from ingester.core.batch import Batch, BatchBuilder, BatchLimits
+from ingester.core.deadletter import DeadLetterLimit
 from ingester.core.delivery import (
     Acknowledged,
     Blocked,
@@ -41,6 +42,9 @@ def dispatcher(requests_in_flight_max: int = 4) -> Dispatcher:
             backoff_seconds_max=BACKOFF_MAX,
             commit_interval_seconds=0.1,
             idempotency_window_seconds=3600.0,
+            request_timeout_seconds=30.0,
+            session_timeout_seconds=10.0,
+            dead_letters=DeadLetterLimit(1000, 0.5, 60.0),
             in_doubt="retry",
             receipts=True,
         )
@@ -55,7 +59,7 @@ def batches_of(count: int, partition: int = 0) -> list[Batch]:
 
 def add(to: Dispatcher, count: int, partition: int = 0) -> list[Delivery]:
     deliveries = [
-        Delivery(batch, Span(batch.first_offset, batch.next_offset))
+        Delivery(batch, Span(batch.first_offset, batch.next_offset, batch.intent_digest))
         for batch in batches_of(count, partition)
     ]
     for delivery in deliveries:
@@ -311,7 +315,7 @@ def test_a_refused_batch_is_gone() -> None:
     dispatching = dispatcher(1)
     first, second = add(dispatching, 2)
     started(dispatching, 0.0)
-    end(dispatching, first, Refused("HTTP 400", 400, "invalid"), 0.0)
+    end(dispatching, first, Refused("HTTP 400", 400, "invalid", is_api=True), 0.0)
 
     assert started(dispatching, 0.0) == [second]
     end(dispatching, second, ACKNOWLEDGED, 0.0)
@@ -431,3 +435,60 @@ def test_one_request_at_a_time_is_not_lost_to_one_bad_batch() -> None:
         end(dispatching, each, ACKNOWLEDGED, 0.01)
     assert started(dispatching, 0.01) == []
     assert started(dispatching, 0.3) == [bad]
+
+
+# -- what was refused ---------------------------------------------------------------------------
+
+
+def test_what_was_split_goes_ahead_of_all() -> None:
+    """Its partition cannot be committed past it; neither turns nor parking hold it back."""
+    dispatching = dispatcher(2)
+    add(dispatching, 4)
+    (half,) = (Delivery(each.batch, each.span) for each in add(dispatcher(), 1, partition=0))
+    half.records = usage_records(1)
+    end_all(dispatching, started(dispatching, 0.0), DEFERRED, 0.0)  # two failing: it is parked
+    dispatching.add(half)
+
+    assert started(dispatching, 100.0)[0] is half
+
+
+def test_what_is_put_off_is_tried_at_its_time() -> None:
+    """Not before it, though others succeed after an outage; meanwhile it is not forgotten."""
+    dispatching = dispatcher(2)
+    first, second = add(dispatching, 2)
+    started(dispatching, 0.0)
+    end(dispatching, first, IN_DOUBT, 0.0)
+    assert started(dispatching, 1.0) == [first]
+    end(dispatching, first, Refused("HTTP 400", 400, "invalid", is_api=True), 1.0)
+    dispatching.put_off(first, 50.0)
+    for now in (1.0, 11.0, 21.0):
+        end(dispatching, second, DEFERRED, now)
+        assert started(dispatching, now + 5.0) == [second]
+    end(dispatching, second, ACKNOWLEDGED, 26.0)
+    assert dispatching.forget_unsent(first.batch.partition) == []
+
+    assert started(dispatching, 49.9) == []
+    assert dispatching.wake_at() == 50.0
+    assert started(dispatching, 50.0) == [first]
+
+
+@pytest.mark.parametrize("timed_out", [True, False])
+def test_only_an_attempt_that_timed_out_may_still_arrive(timed_out: bool) -> None:
+    """For as long again as a request may take; an answer, even a wrong one, has arrived."""
+    dispatching = dispatcher()
+    (delivery,) = add(dispatching, 1)
+    started(dispatching, 0.0)
+    end(dispatching, delivery, InDoubt("no answer", None, timed_out=timed_out), 7.0)
+
+    assert delivery.quiet_at == (37.0 if timed_out else 0.0)
+
+
+def test_a_time_out_does_not_shorten_what_former_owners_need() -> None:
+    """The later of both counts."""
+    dispatching = dispatcher()
+    (delivery,) = add(dispatching, 1)
+    delivery.quiet_at = 1000.0
+    started(dispatching, 0.0)
+    end(dispatching, delivery, InDoubt("no answer", None, timed_out=True), 7.0)
+
+    assert delivery.quiet_at == 1000.0

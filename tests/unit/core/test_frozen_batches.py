@@ -11,12 +11,13 @@ import pytest
 from ingester.core.batch import Batch, BatchBuilder, BatchLimits
 from ingester.core.delivery import Deferred, InDoubt, Refused, Throttled
 from ingester.core.event import event_decoder
-from ingester.core.intent import INTENTS_MAX, METADATA_BYTES_MAX, Intent, Ledger
+from ingester.core.intent import INTENTS_MAX, METADATA_BYTES_MAX, Intent, Ledger, Range, encode
 from ingester.core.messages import (
     AttemptEnded,
     Command,
+    Commit,
     CommitOffsets,
-    HaltPartition,
+    Limits,
     OffsetsCommitted,
     PausePartitions,
     ResumePartitions,
@@ -27,47 +28,56 @@ from ingester.core.messages import (
     WriteDeadLetters,
     WriteReceipt,
 )
-from tests.support.records import PARTITION, LogRecord, usage_records
+from tests.support.records import PARTITION, LogRecord, digest_of, usage_records
 from tests.support.scenario import (
     ACKNOWLEDGED,
     LIMITS,
     P0,
     P1,
+    REFUSED,
     WALL_SECONDS,
     Scenario,
     batches_sent,
+    halts,
+    ledger_of,
+    receipt_of,
+    resolution_of,
 )
 
 RECEIPTS = dataclasses.replace(LIMITS, receipts=True)
 HALT = dataclasses.replace(LIMITS, in_doubt="halt")
 IN_DOUBT = InDoubt("HTTP 500", 500)
 DEFERRED = Deferred("connection refused")
-Range = tuple[int, int]
+SPLITS_RESERVE = 20  # of the intents: only splits take the last of them
 
 
-def ledger_of(*ranges: Range, intended_at: int = WALL_SECONDS, receipts_offset: int = 0) -> Ledger:
-    return Ledger(receipts_offset, [Intent(*each, intended_at) for each in ranges])
-
-
-def inheriting(
-    *ranges: Range, receipted: dict[Range, int] | None = None, limits: object = LIMITS
-) -> Scenario:
-    """A worker to which these ranges were left."""
-    assert isinstance(limits, type(LIMITS))
+def unassigned(limits: Limits = LIMITS) -> Scenario:
+    """A worker that has lost what it had."""
     scenario = Scenario(P1, limits=limits)
     scenario.revocation_started()
     scenario.revoked()
-    start = Start(ranges[0][0], ledger_of(*ranges), receipted or {})
-    assert scenario.begin({P0: start}) == []
+    return scenario
+
+
+def inheriting(
+    *ranges: Range,
+    receipted: Sequence[Range] = (),
+    limits: Limits = LIMITS,
+    log: Sequence[LogRecord] | None = None,
+    intended_at: int = WALL_SECONDS,
+) -> Scenario:
+    """A worker to which these ranges of this log were left."""
+    scenario = unassigned(limits)
+    offset = ranges[0][0]
+    ledger = ledger_of(*ranges, log=log, intended_at=intended_at)
+    scenario.store(CommitOffsets({P0: Commit(offset, encode(offset, ledger))}))
+    notes = [receipt_of(each) for each in receipted]
+    assert scenario.through(scenario.assign(P0, notes=notes)) == []
     return scenario
 
 
 def formed(batches: Sequence[Batch]) -> list[tuple[str, bytes, str]]:
     return [(str(batch), batch.body, batch.idempotency_key) for batch in batches]
-
-
-def halts(commands: Sequence[Command]) -> list[str]:
-    return [each.reason for each in commands if isinstance(each, HaltPartition)]
 
 
 # -- before the first attempt -------------------------------------------------------------------
@@ -119,11 +129,11 @@ def test_intents_of_the_next_batches_travel_with_the_commit_of_the_previous() ->
 
 
 def test_no_more_is_intended_than_the_metadata_has_room_for() -> None:
-    """The rest waits for offsets that are passed, and is sent in its turn."""
+    """Less what splits may need; the rest waits for offsets that are passed, and has its turn."""
     limits = dataclasses.replace(LIMITS, batch=BatchLimits(1, 1000, 5.0), requests_in_flight_max=8)
     scenario = Scenario(limits=limits)
     sent = scenario.sent(usage_records(INTENTS_MAX + 30))
-    assert len(scenario.intended()) == INTENTS_MAX
+    assert len(scenario.intended()) == INTENTS_MAX - SPLITS_RESERVE
     for position, batch in enumerate(sent):  # grows while it is answered
         sent += batches_sent(scenario.answer(batch))
         if scenario.pipeline.wake_at() is not None and position % 8 == 7:
@@ -159,7 +169,7 @@ def test_the_next_owner_forms_the_same_bytes_under_the_same_keys(
     before = former.sent(records)
     assert former.intended() == [(0, 3), (3, 8), (8, 11)]
     limits = dataclasses.replace(LIMITS, batch=BatchLimits(items_max, 10_000, 5.0))
-    scenario = inheriting((0, 3), (3, 8), (8, 11), limits=limits)
+    scenario = inheriting((0, 3), (3, 8), (8, 11), limits=limits, log=records)
 
     after: list[Batch] = []
     for position in range(0, len(records), fetched):
@@ -201,7 +211,7 @@ def test_a_frozen_batch_does_not_linger() -> None:
 
 def test_what_has_a_receipt_is_not_sent_again() -> None:
     """It is passed, without a request, a dead letter or a second receipt; the others are sent."""
-    scenario = inheriting((0, 2), (2, 4), (4, 6), receipted={(2, 4): 9}, limits=RECEIPTS)
+    scenario = inheriting((0, 2), (2, 4), (4, 6), receipted=[(2, 4)], limits=RECEIPTS)
     first, third = scenario.sent([*usage_records(3), LogRecord(3, None), *usage_records(2, 4)])
     assert (str(first), str(third)) == ("usage:0[0,2)", "usage:0[4,6)")
     assert scenario.pipeline.buffered_bytes == first.buffered_bytes + third.buffered_bytes
@@ -216,17 +226,15 @@ def test_what_has_a_receipt_is_not_sent_again() -> None:
 @pytest.mark.parametrize("receipted", [(0, 3), (1, 2), (0, 1)], ids=repr)
 def test_a_receipt_of_another_range_settles_nothing(receipted: Range) -> None:
     """Where it begins and where it ends both count."""
-    scenario = inheriting((0, 2), receipted={receipted: 9}, limits=RECEIPTS)
+    scenario = inheriting((0, 2), receipted=[receipted], limits=RECEIPTS)
 
     assert len(scenario.sent(usage_records(2))) == 1
 
 
 def test_a_receipt_of_a_range_that_nobody_left_settles_nothing() -> None:
     """It is of another life of the topic, or of offsets that somebody has set back."""
-    scenario = Scenario(P1, limits=RECEIPTS)
-    scenario.revocation_started()
-    scenario.revoked()
-    scenario.begin({P0: Start(0, ledger_of(), {(0, 2): 3})})
+    scenario = unassigned(RECEIPTS)
+    scenario.assign(P0, notes=[receipt_of((0, 2))])
 
     assert len(scenario.sent(usage_records(2))) == 1
 
@@ -241,10 +249,24 @@ def test_a_range_that_partly_vanished_halts(offsets: list[int]) -> None:
 
     assert batches_sent(commands) == []
     (reason,) = halts(commands)
-    assert "[0,3) was sent by a former owner, and the log does not hold all of its" in reason
+    assert "[0,3) was sent by a former owner, and cannot be formed again as it was" in reason
     assert scenario.pipeline.buffered_bytes == 0
     scenario.rest()
-    assert scenario.committed == {}
+    assert scenario.committed[P0] == (0, ledger_of((0, 3), (3, 5)))
+
+
+@pytest.mark.parametrize("fetched", [1, 2])
+def test_a_range_that_makes_another_body_halts(fetched: int) -> None:
+    """A setting that changed what is sent would give the key another body."""
+    scenario = inheriting((0, 2), (2, 4))
+    others = [usage_records(1)[0], dataclasses.replace(usage_records(2)[1], value=b"{")]
+    commands: list[Command] = []
+    for position in range(0, 2, fetched):
+        commands += scenario.fetch(others[position : position + fetched])
+
+    assert batches_sent(commands) == []
+    (reason,) = halts(commands)
+    assert "INGESTER_UNKNOWN_MEMBERS or INGESTER_BODY_BYTES_MAX were changed" in reason
 
 
 def test_a_builder_that_gathers_what_was_left_is_not_kept_waiting() -> None:
@@ -282,8 +304,9 @@ def test_a_batch_without_items_has_its_receipt_only_after_it_was_recorded() -> N
 
 def test_a_batch_without_items_that_was_left_is_written_again() -> None:
     """Its dead letters, then its receipt."""
-    scenario = inheriting((0, 2), limits=RECEIPTS)
-    (write,) = scenario.raw(scenario.fetched([LogRecord(offset, None) for offset in range(2)]))
+    log = [LogRecord(offset, None) for offset in range(2)]
+    scenario = inheriting((0, 2), limits=RECEIPTS, log=log)
+    (write,) = scenario.raw(scenario.fetched(log))
     assert isinstance(write, WriteDeadLetters)
 
     assert scenario.written(write.batch) == [WriteReceipt(write.batch, None, 0)]
@@ -380,9 +403,7 @@ def test_with_halt_an_attempt_in_doubt_is_the_last() -> None:
 
 def test_with_halt_what_was_left_in_doubt_halts_at_once() -> None:
     """Nothing of the partition is sent; the others go on."""
-    scenario = Scenario(P1, limits=HALT)
-    scenario.revocation_started()
-    scenario.revoked()
+    scenario = unassigned(HALT)
     commands = scenario.begin({P0: Start(0, ledger_of((0, 2)), {}), P1: Start(0, ledger_of(), {})})
     assert halts(commands) == ["in doubt, and INGESTER_IN_DOUBT is halt: [0,2)"]
     sent = batches_sent(scenario.fetch({P0: usage_records(2), P1: usage_records(2)}))
@@ -393,10 +414,10 @@ def test_with_halt_what_was_left_in_doubt_halts_at_once() -> None:
 def test_with_halt_a_receipt_resolves_the_doubt() -> None:
     """What is receipted was acknowledged, whoever committed it or not."""
     limits = dataclasses.replace(HALT, receipts=True)
-    scenario = inheriting((0, 2), receipted={(0, 2): 4}, limits=limits)
-    scenario.fetch(usage_records(2))
+    scenario = inheriting((0, 2), receipted=[(0, 2)], limits=limits)
 
     assert scenario.offset() == 2
+    assert scenario.pipeline.partitions[P0].halt_reason is None
 
 
 def test_what_was_never_sent_is_left_to_nobody() -> None:
@@ -419,22 +440,23 @@ def test_what_was_never_sent_is_left_to_nobody() -> None:
 
 
 def test_a_refused_batch_is_left_to_nobody() -> None:
-    """It was not applied: whoever comes after the operator has no doubt about it."""
+    """It was not applied: the next owner has no doubt about it."""
     scenario = Scenario(limits=HALT)
     (batch,) = scenario.sent(usage_records(2))
-    scenario.answer(batch, Refused("HTTP 400: no", 400, "invalid"))
-    scenario.rest()
+    scenario.answer(batch, REFUSED)
+    scenario.revocation_started()
 
     assert scenario.committed[P0] == (0, ledger_of())
+    assert scenario.pipeline.drained
 
 
-def test_a_refused_batch_that_was_in_doubt_stays_in_the_ledger() -> None:
-    """An attempt before the refusal may have been applied."""
+def test_a_batch_in_doubt_that_somebody_else_refuses_stays_in_the_ledger() -> None:
+    """A proxy that refuses knows nothing of the attempt before, which may have been applied."""
     scenario = Scenario()
     (batch,) = scenario.sent(usage_records(2))
     scenario.answer(batch, IN_DOUBT)
     assert scenario.wake() == [SendBatch(batch, 2)]
-    scenario.answer(batch, Refused("HTTP 400: no", 400, "invalid"))
+    scenario.answer(batch, Refused("HTTP 400: no", 400, "invalid", is_api=False))
     scenario.rest()
 
     assert scenario.committed[P0] == (0, ledger_of((0, 2)))
@@ -488,9 +510,7 @@ def test_what_was_left_in_doubt_stays_in_the_ledger_when_it_is_revoked_unsent() 
 @pytest.mark.parametrize(("over", "halted"), [(0, 0), (1, 1)], ids=["at the window", "beyond"])
 def test_what_was_left_in_doubt_for_too_long_halts(over: int, halted: int) -> None:
     """PacSpace may have forgotten the key by now: sent again, it would count twice."""
-    scenario = Scenario(P1)
-    scenario.revocation_started()
-    scenario.revoked()
+    scenario = unassigned()
     start = Start(0, ledger_of((0, 2), intended_at=WALL_SECONDS - 86_400 - over), {})
     commands = scenario.begin({P0: start})
 
@@ -500,14 +520,29 @@ def test_what_was_left_in_doubt_for_too_long_halts(over: int, halted: int) -> No
 
 def test_a_receipt_has_no_window() -> None:
     """What is settled needs no key any more."""
-    scenario = Scenario(P1, limits=RECEIPTS)
-    scenario.revocation_started()
-    scenario.revoked()
-    start = Start(0, ledger_of((0, 2), intended_at=5), {(0, 2): 3})
-    assert scenario.begin({P0: start}) == []
-    scenario.fetch(usage_records(2))
+    scenario = inheriting((0, 2), receipted=[(0, 2)], limits=RECEIPTS, intended_at=5)
 
     assert scenario.offset() == 2
+    assert scenario.pipeline.partitions[P0].halt_reason is None
+
+
+@pytest.mark.parametrize("decided", [False, True], ids=["doubted", "decided"])
+def test_what_is_to_be_sent_again_has_a_window_from_then_on(decided: bool) -> None:
+    """Whoever decides to send it again has asked; after a new doubt, the window begins anew."""
+    limits = dataclasses.replace(LIMITS, idempotency_window_seconds=1000.0)
+    scenario = unassigned(limits)
+    commit = Commit(0, encode(0, ledger_of((0, 2), intended_at=5)))
+    scenario.store(CommitOffsets({P0: commit}))
+    notes = [resolution_of((0, 2), "resend")] if decided else []
+    assert len(halts(scenario.assign(P0, notes=notes))) == 1 - decided
+    sent = scenario.sent(usage_records(2))
+    assert len(sent) == decided
+    for batch in sent:
+        scenario.answer(batch, IN_DOUBT)
+        assert scenario.wake() == [SendBatch(batch, 2)]
+        scenario.now += 1000.0
+        scenario.answer(batch, IN_DOUBT)
+        assert len(halts(scenario.wake())) == 1
 
 
 def test_what_stays_in_doubt_for_too_long_halts() -> None:
@@ -560,7 +595,7 @@ def test_the_room_of_a_batch_that_is_given_up_is_used_at_once() -> None:
 def test_what_was_intended_is_formed_by_its_boundaries_alone() -> None:
     """A range larger than the limits of today is one batch, and they count from its end on."""
     limits = BatchLimits(2, 150, 1.0)
-    frozen = deque([Intent(0, 5, 0)])
+    frozen = deque([Intent(0, 5, 0, digest_of(usage_records(5)))])
     builder = BatchBuilder(PARTITION, 1, limits, event_decoder("refuse"), frozen=frozen)
     batches = builder.extend(usage_records(9))
 
