@@ -63,9 +63,11 @@ class DeadLetterWindow:
             self._buckets.append((now, records, dead_letters))
         if not dead_letters or self._dead_letters <= limit.count_max:
             return None
-        if self._dead_letters <= limit.share_max * self._records:
+        # What is refused late was counted as a record when it was cut, in a window before perhaps.
+        in_all = max(self._records, self._dead_letters)
+        if self._dead_letters <= limit.share_max * in_all:
             return None
         return (
-            f"{self._dead_letters} of {self._records} records within {limit.window_seconds:g} s"
+            f"{self._dead_letters} of {in_all} records within {limit.window_seconds:g} s"
             " are dead letters (INGESTER_DEAD_LETTERS_MAX, INGESTER_DEAD_LETTER_SHARE_MAX)"
         )

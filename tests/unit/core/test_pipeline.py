@@ -28,11 +28,21 @@ from ingester.core.messages import (
 from ingester.core.pipeline import Pipeline
 from ingester.core.record import TopicPartition
 from tests.support.records import LogRecord, usage_records
-from tests.support.scenario import ACKNOWLEDGED, LIMITS, NOTHING, P0, P1, P2, Scenario
+from tests.support.scenario import (
+    ACKNOWLEDGED,
+    LIMITS,
+    NOTHING,
+    P0,
+    P1,
+    P2,
+    REFUSED,
+    Scenario,
+    ledger_of,
+)
 
 DEFERRED = Deferred("connection refused")
 IN_DOUBT = InDoubt("HTTP 500", 500)
-REFUSED = Refused("HTTP 400: no", 400, "invalid")
+CONFLICT = Refused("HTTP 409: no", 409, "conflict", is_api=True)
 
 
 def offsets_of(command: Command) -> dict[TopicPartition, int]:
@@ -269,15 +279,15 @@ def test_dead_letters_that_were_not_written_are_written_again() -> None:
 # -- halts --------------------------------------------------------------------------------------
 
 
-def test_a_refusal_halts_its_partition_and_no_other() -> None:
+def test_a_conflict_halts_its_partition_and_no_other() -> None:
     """It is paused and reported with the batch's name; what is unsent is forgotten."""
     limits = dataclasses.replace(LIMITS, requests_in_flight_max=1)
     scenario = Scenario(P0, P1, limits=limits)
     (batch,) = scenario.sent(usage_records(5))
     scenario.fetch({P1: usage_records(2)})
-    reason = "usage:0[0,2) was refused: HTTP 400: no"
+    reason = "usage:0[0,2) is in doubt (the key was used before with another body): HTTP 409: no"
 
-    pause, halt, send = scenario.answer(batch, REFUSED)
+    pause, halt, send = scenario.answer(batch, CONFLICT)
 
     assert (pause, halt) == (PausePartitions(frozenset({P0})), HaltPartition(P0, reason))
     assert isinstance(send, SendBatch)
@@ -289,24 +299,25 @@ def test_a_refusal_halts_its_partition_and_no_other() -> None:
     assert scenario.offset(P1) == 2
 
 
-def test_nothing_is_committed_past_a_refused_batch() -> None:
-    """Those acknowledged after it are read again when an operator has resolved it."""
+def test_nothing_is_committed_past_a_conflict_which_stays_intended() -> None:
+    """Something was applied under its key: that is for somebody to judge, not for the next."""
     scenario = Scenario()
-    before, refused, after = scenario.sent(usage_records(6))
-    scenario.answer(refused, REFUSED)
+    before, conflict, after = scenario.sent(usage_records(6))
+    scenario.answer(conflict, CONFLICT)
     assert scenario.answer(after) == []
 
     assert scenario.answer(before) == []
-    assert scenario.offset() == 2
+    scenario.rest()
+    assert scenario.committed[P0] == (2, ledger_of((2, 4), (4, 6)))
     assert scenario.pipeline.drained
 
 
 def test_a_halted_partition_resolves_its_doubts() -> None:
     """What may have been applied goes on until it has an answer; what was deferred does not."""
     scenario = Scenario()
-    refused, doubtful, deferred = scenario.sent(usage_records(6))
+    conflict, doubtful, deferred = scenario.sent(usage_records(6))
     scenario.answer(doubtful, IN_DOUBT)
-    scenario.answer(refused, REFUSED)
+    scenario.answer(conflict, CONFLICT)
     assert scenario.answer(deferred, DEFERRED) == []
     assert not scenario.pipeline.drained
 
@@ -317,13 +328,15 @@ def test_a_halted_partition_resolves_its_doubts() -> None:
     assert scenario.pipeline.buffered_bytes == 0
 
 
-def test_a_second_refusal_is_not_a_second_halt() -> None:
-    """One reason is enough to act on."""
+def test_a_second_conflict_is_not_a_second_halt() -> None:
+    """One reason is enough to act on; both batches stay intended."""
     scenario = Scenario()
     first, second = scenario.sent(usage_records(4))
-    scenario.answer(first, REFUSED)
+    scenario.answer(first, CONFLICT)
 
-    assert scenario.answer(second, REFUSED) == []
+    assert scenario.answer(second, CONFLICT) == []
+    scenario.rest()
+    assert scenario.committed[P0] == (0, ledger_of((0, 2), (2, 4)))
 
 
 def test_a_partition_that_cannot_be_read_halts() -> None:
@@ -364,7 +377,7 @@ def test_a_halted_partition_is_not_resumed() -> None:
     limits = dataclasses.replace(LIMITS, buffer_bytes_max=200)
     scenario = Scenario(limits=limits)
     batches = scenario.sent(usage_records(8))
-    commands = scenario.answer(batches[0], REFUSED)
+    commands = scenario.answer(batches[0], CONFLICT)
     for batch in batches[1:]:
         commands += scenario.answer(batch)
 
@@ -510,7 +523,7 @@ def test_a_halt_ends_with_the_assignment() -> None:
     """The next owner tries again, and halts again if nothing was resolved."""
     scenario = Scenario()
     (batch,) = scenario.sent(usage_records(2))
-    scenario.answer(batch, REFUSED)
+    scenario.answer(batch, CONFLICT)
     scenario.revocation_started()
     scenario.revoked()
     scenario.assign(P0)
@@ -569,7 +582,7 @@ def test_a_drain_does_not_wait_for_a_halted_partition() -> None:
     """What it forgot is read again by whoever comes after the operator."""
     scenario = Scenario()
     (batch,) = scenario.sent(usage_records(3))
-    scenario.answer(batch, REFUSED)
+    scenario.answer(batch, CONFLICT)
     scenario.drain()
 
     assert scenario.pipeline.drained

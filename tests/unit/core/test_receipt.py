@@ -1,0 +1,85 @@
+"""How notes are written to the receipts topic, and which are read back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ingester.core.batch import BatchBuilder, BatchLimits
+from ingester.core.event import event_decoder
+from ingester.core.receipt import (
+    Receipt,
+    decode_note,
+    encode_receipt,
+    encode_resolution,
+)
+from tests.support.records import PARTITION, LogRecord, usage_records
+from tests.support.scenario import ACKNOWLEDGED, resolution_of
+
+SETTLED_AT = "2025-06-10T14:30:00.000+00:00"
+
+
+def test_a_receipt_says_what_was_acknowledged() -> None:
+    """Range, key, batch id, items, bits and digest are those of the batch."""
+    limits = BatchLimits(9, 1000, 1.0)
+    records = [*usage_records(2), LogRecord(2, None)]
+    batch = BatchBuilder(PARTITION, 1, limits, event_decoder("refuse")).form(records)
+    value = encode_receipt(batch, ACKNOWLEDGED, 3, SETTLED_AT)
+
+    assert decode_note(value) == Receipt(
+        topic="usage",
+        partition=0,
+        first_offset=0,
+        next_offset=3,
+        idempotency_key=batch.idempotency_key,
+        batch_id="batch_1",
+        http_status=202,
+        items=2,
+        dead_letters=1,
+        bits=3,
+        bits_by_key={"settlement-2025-06": 3},
+        body_digest=batch.body_digest.hex(),
+        attempts=3,
+        settled_at=SETTLED_AT,
+    )
+    assert json.loads(value)["kind"] == "receipt"
+
+
+def test_a_decision_is_read_as_it_was_written() -> None:
+    """With who took it, why and when."""
+    resolution = resolution_of((3, 9), "skipped")
+    value = encode_resolution(resolution)
+
+    assert decode_note(value) == resolution
+    assert json.loads(value) == {
+        "kind": "resolution",
+        "topic": "usage",
+        "partition": 0,
+        "firstOffset": 3,
+        "nextOffset": 9,
+        "decision": "skipped",
+        "by": "ada",
+        "reason": "asked PacSpace",
+        "decidedAt": "2025-06-10T14:30:00.000+00:00",
+    }
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        b"{}",
+        b"null",
+        b"[]",
+        b"\xff",
+        b'{"kind":"receipt"}',
+        b'{"kind":"note","topic":"usage","partition":0,"firstOffset":0,"nextOffset":2}',
+        encode_resolution(resolution_of((0, 2), "forgotten")),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_what_is_no_note_is_passed_over(value: bytes | None) -> None:
+    """Whoever wrote it; a decision that nobody knows decides nothing."""
+    assert decode_note(value) is None
