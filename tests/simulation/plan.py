@@ -89,7 +89,7 @@ def make_plan(random: Random) -> Plan:
         "throttled": random.choice([0.0, 0.5]),
         "blocked": random.choice([0.0, 0.0, 0.3]),
         "refused": random.choice([0.0, 0.5]) if refusing and looked_up_first else 0.0,
-        "proxied": random.choice([0.0, 0.0, 0.3]) if refusing else 0.0,
+        "proxied": random.choice([0.0, 0.0, 1.0]) if refusing else 0.0,
         "unreachable": random.choice([0.0, 1.0]),
     }
     return Plan(

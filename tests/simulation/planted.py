@@ -7,13 +7,16 @@ Those that say "it was so" were in the core, and were found by reading it or by 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from ingester.core import pipeline as pipeline_module
+from ingester.core import committer as committer_module
 from ingester.core.batch import BatchBuilder
+from ingester.core.committer import Committer
 from ingester.core.delivery import Acknowledged, InDoubt, Response
 from ingester.core.dispatch import Dispatcher
 from ingester.core.intent import Ledger
@@ -21,6 +24,7 @@ from ingester.core.messages import AttemptEnded, DeadLettersWritten, ResumeParti
 from ingester.core.offsets import OffsetTracker
 from ingester.core.pipeline import Pipeline
 from tests.simulation import errands as errands_module
+from tests.simulation import process as process_module
 from tests.simulation.errands import Errands
 from tests.simulation.process import Process
 
@@ -54,15 +58,16 @@ _retract = OffsetTracker.retract
 
 @plant(Pipeline, "_commit")
 def sends_before_the_intent_is_stored(self, now, commands):
-    before = self._committing
+    committer = self._committer
+    before = committer._committing
     _commit(self, now, commands)
-    if before is None and self._committing is not None:
-        for name, (position, intended) in self._committing.items():
+    if before is None and committer._committing is not None:
+        for part, (position, intended) in committer._committing.items():
             for delivery in intended:
                 delivery.recorded = True
                 if delivery.items_pending and delivery.batch in self._deliveries:
                     self._dispatcher.add(delivery)
-            self._committing[name] = (position, [])
+            committer._committing[part] = (position, [])
 
 
 @plant(Pipeline, "_commit_failed")
@@ -72,8 +77,9 @@ def sends_although_the_commit_failed(self, fact, now):
 
 @plant(Pipeline, "_commit_failed")
 def forgets_what_a_failed_commit_intended(self, fact, now):
-    for name, (position, _) in self._committing.items():
-        self._committing[name] = (position, [])
+    committing = self._committer._committing
+    for part, (position, _) in committing.items():
+        committing[part] = (position, [])
     _commit_failed(self, fact, now)
 
 
@@ -82,15 +88,17 @@ def cuts_what_was_inherited_by_its_own_limits(self, fact, now, commands):
     _assigned(self, fact, now, commands)
     for part in self._partitions.values():
         part.builder.frozen.clear()
-        part.offsets._inherited.clear()
+        part.offsets._spans.clear()
+        part.offsets.inherited.clear()
 
 
 @plant(OffsetTracker, "ledger")
-def forgets_what_is_inherited_and_not_read_yet(self):
+def forgets_what_is_inherited(self):
     """It was so."""
     ledger = _ledger(self)
     return Ledger(
-        ledger.receipts_offset, [each for each in ledger.intents if each not in self._inherited]
+        ledger.receipts_offset,
+        [each for each in ledger.intents if each.range not in self.inherited],
     )
 
 
@@ -107,7 +115,7 @@ def forgets_what_a_former_owner_may_have_sent(self, name):
     inherited = [each.span for each in self._deliveries.values() if each.in_doubt]
     _give_up(self, name)
     part.offsets.retract(set(inherited))
-    self._uncommitted[name] = None
+    self._committer.changed(part)
 
 
 @plant(OffsetTracker, "ledger")
@@ -117,15 +125,15 @@ def commits_the_ledger_of_the_commit_before(self):
 
 
 BUGS["intends more than the metadata has room for"] = lambda: patch.object(
-    pipeline_module, "INTENTS_MAX", 10_000
+    committer_module, "INTENTS_MAX", 10_000
 )
 
 
-@plant(Pipeline, "_intend")
+@plant(Committer, "_intend")
 def finds_no_room_for_what_has_its_room_already(self, part, wall_seconds):
     """It was so."""
     intended = []
-    room = pipeline_module.INTENTS_MAX - part.offsets.intended_count
+    room = committer_module.INTENTS_MAX - part.offsets.intended_count
     while part.unintended and room > 0:
         delivery = part.unintended.popleft()
         self._unintended_count -= 1
@@ -156,7 +164,7 @@ BUGS["the key depends on the epoch"] = lambda: patch.object(
     Errands, "key_of", lambda self, batch, _: f"{batch.idempotency_key}-{self._process.number}"
 )
 BUGS["takes a frozen range for whole that is not"] = lambda: patch.object(
-    BatchBuilder, "_is", lambda self, _: self._first is not None
+    BatchBuilder, "_cut_as", lambda self, _: self.cut() if self._first is not None else None
 )
 BUGS["a zombie sends after it wakes"] = lambda: patch.object(
     Process, "is_member", property(lambda _: True)
@@ -164,25 +172,26 @@ BUGS["a zombie sends after it wakes"] = lambda: patch.object(
 
 
 @plant(Pipeline, "_resume")
-def waits_for_room_that_a_frozen_batch_takes(self, commands):
+def waits_for_room_that_a_frozen_batch_takes(self, now, commands):
     """It was so."""
     if self._paused and self._buffered_bytes <= self._limits.buffer_bytes_max // 2:
         commands.append(ResumePartitions(frozenset(self._paused)))
         self._paused.clear()
     if self._paused and not self._deliveries:
-        self._cut_all(commands)
+        self._cut_all(now, commands)
 
 
 # -- receipts -----------------------------------------------------------------------------------
 
-_take_inherited = Pipeline._take_inherited
+_begin = Pipeline._begin
+_start_of = process_module.start_of
 
 
 @plant(Pipeline, "_advance")
 def commits_before_the_receipt(self, delivery, commands):
     if delivery.done and delivery.recorded:
         if self._limits.receipts:
-            self._write(delivery, commands)
+            self._work_on(delivery, commands)
         self._settle(delivery)
 
 
@@ -192,32 +201,29 @@ def writes_receipts_of_what_is_not_recorded(self, delivery, commands):
     early = self.__dict__.setdefault("_early", set())
     if delivery.done and self._limits.receipts and delivery not in early:
         early.add(delivery)
-        self._write(delivery, commands)
+        self._work_on(delivery, commands)
     elif delivery.done and not self._limits.receipts:
         self._settle(delivery)
 
 
-@plant(Pipeline, "_take_inherited")
-def takes_all_below_a_receipt_for_settled(self, part, delivery, commands):
-    offset = max(part.receipted.values(), default=None)
-    if offset is not None and delivery.batch.next_offset <= max(part.receipted)[1]:
-        self._settle(delivery)
-    else:
-        _take_inherited(self, part, delivery, commands)
+@plant(process_module, "start_of")
+def takes_all_below_a_receipt_for_settled(name, commit, *, notes, **facts):
+    start = _start_of(name, commit, notes=notes, **facts)
+    last = max((end for _, end in start.settled), default=0)
+    below = {each.range: 0 for each in start.ledger.intents if each.next_offset <= last}
+    return replace(start, settled=below | dict(start.settled))
 
 
-@plant(Pipeline, "_take_inherited")
-def sends_again_what_has_a_receipt(self, part, delivery, commands):
-    part.receipted = {}
-    _take_inherited(self, part, delivery, commands)
+@plant(Pipeline, "_begin")
+def sends_again_what_has_a_receipt(self, name, start, now, commands):
+    _begin(self, name, replace(start, settled={}), now, commands)
 
 
-@plant(Pipeline, "_take_inherited")
-def counts_the_bytes_of_receipted_batches_twice(self, part, delivery, commands):
+@plant(process_module, "start_of")
+def loses_the_dead_letters_of_what_somebody_found_acknowledged(name, commit, *, notes, **facts):
     """It was so."""
-    before = self._buffered_bytes
-    _take_inherited(self, part, delivery, commands)
-    self._buffered_bytes -= before - self._buffered_bytes
+    start = _start_of(name, commit, notes=notes, **facts)
+    return replace(start, settled=dict.fromkeys(start.acknowledged, 0) | dict(start.settled))
 
 
 @plant(OffsetTracker, "ledger")
@@ -276,17 +282,59 @@ def retries_in_spite_of_halt(self, fact, now, commands):
         _attempt_ended(self, fact, now, commands)
 
 
+# -- refusals -----------------------------------------------------------------------------------
+
+_attempt_refused = Pipeline._attempt_refused
+_split = Pipeline._split
+
+
+@plant(Pipeline, "_split")
+def sends_halves_before_they_are_intended(self, part, delivery, now):
+    before = set(self._deliveries)
+    _split(self, part, delivery, now)
+    for batch in self._deliveries.keys() - before:
+        self._dispatcher.add(self._deliveries[batch])
+        part.unintended.remove(self._deliveries[batch])
+
+
+@plant(Pipeline, "_split")
+def goes_on_intending_the_whole_of_what_it_split(self, part, delivery, now):
+    whole = delivery.span
+    _split(self, part, delivery, now)
+    part.offsets._spans = deque(
+        whole if each.first_offset == whole.first_offset else each
+        for each in part.offsets._spans
+        if each.first_offset == whole.first_offset
+        or not whole.first_offset < each.first_offset < whole.next_offset
+    )
+
+
+@plant(Pipeline, "_attempt_refused")
+def splits_what_an_earlier_owner_may_still_send(self, delivery, refused, now, commands):
+    delivery.quiet_at = 0.0
+    _attempt_refused(self, delivery, refused, now, commands)
+
+
+@plant(Pipeline, "_attempt_refused")
+def believes_a_proxy_after_a_doubt(self, delivery, refused, now, commands):
+    _attempt_refused(self, delivery, replace(refused, is_api=True), now, commands)
+
+
+@plant(Pipeline, "_attempt_refused")
+def gives_up_the_whole_of_a_refused_batch(self, delivery, refused, now, commands):
+    delivery.items_pending = False
+    self._advance(delivery, commands)
+
+
 # -- everything else ----------------------------------------------------------------------------
 
-_drain = Pipeline._drain
 
-
-@plant(Pipeline, "_not_written")
+@plant(Pipeline, "_not_done")
 def writes_nothing_again(self, fact, now):
     pass
 
 
-@plant(Pipeline, "_not_written")
+@plant(Pipeline, "_not_done")
 def takes_a_failed_write_for_a_success(self, fact, now):
     delivery = self._deliveries.get(fact.batch)
     if delivery is not None and delivery.dead_letters_pending:
@@ -294,7 +342,7 @@ def takes_a_failed_write_for_a_success(self, fact, now):
 
 
 @plant(Pipeline, "_resume")
-def resumes_never(self, commands):
+def resumes_never(self, now, commands):
     pass
 
 

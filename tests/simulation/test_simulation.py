@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from ingester.core.delivery import Deferred, InDoubt
+from ingester.core.delivery import Deferred, InDoubt, Refused
 from ingester.core.messages import (
     AttemptEnded,
     CommitFailed,
     HaltPartition,
+    PartitionReopened,
     PartitionsAssigned,
     PausePartitions,
+    RangeNotRead,
     ReceiptNotWritten,
+    WriteDeadLetters,
 )
 from tests.simulation.planted import BUGS
 from tests.simulation.runs import fingerprint, run, run_all
@@ -86,15 +89,26 @@ def test_the_worlds_are_unkind_enough() -> None:
                 case PartitionsAssigned(starts, _):
                     for start in starts.values():
                         counted["inherited"] += len(start.ledger.intents)
-                        counted["receipted"] += len(start.receipted)
+                        counted["settled"] += len(start.settled)
                 case AttemptEnded(_, InDoubt(), _):
                     counted["in doubt"] += 1
                 case AttemptEnded(_, Deferred("not in touch with the group"), _):
                     counted["zombie"] += 1
-                case CommitFailed() | ReceiptNotWritten() | PausePartitions() | HaltPartition():
+                case AttemptEnded(_, Refused(), _):
+                    counted["refused"] += 1
+                case (
+                    CommitFailed()
+                    | ReceiptNotWritten()
+                    | RangeNotRead()
+                    | PausePartitions()
+                    | HaltPartition()
+                    | PartitionReopened()
+                ):
                     counted[type(step).__name__] += 1
+                case WriteDeadLetters(batch, letters) if len(letters) < len(batch.dead_letters):
+                    counted["refused item"] += 1
                 case str():
                     counted[step] += 1
 
     assert min(counted.values()) >= 20, counted
-    assert len(counted) == 12, counted
+    assert len(counted) == 16, counted
