@@ -162,6 +162,7 @@ Members = BeforeValidator(_members)
 
 ApiKey = Annotated[SecretStr, BeforeValidator(_api_key)]
 BaseUrl = Annotated[str, BeforeValidator(_base_url)]
+Number = Annotated[float, BeforeValidator(_number)]
 Count = Annotated[int, BeforeValidator(_number)]
 Listen = Annotated[Address | None, BeforeValidator(_listen)]
 Seconds = Annotated[float, BeforeValidator(_number)]

@@ -1,6 +1,7 @@
 """Decides which batch is sent when: turns between partitions, attempts, backoff, holds.
 
-At most `requests_in_flight_max` requests are open. While nothing succeeds, batches that wait for
+At most as many requests are open as the endpoint bears (see `Concurrency`), and as many start in a
+second as the settings allow. While nothing succeeds, batches that wait for
 another attempt count as open, so an endpoint that is down sees that many requests per backoff and
 no more; while others succeed they do not, and a partition whose batches keep failing starts no new
 ones. A hold (429, or a sink that refuses everything) stops all of them; after it one request goes
@@ -17,17 +18,20 @@ from itertools import count
 from typing import assert_never
 
 from ingester.core.batch import Batch
+from ingester.core.concurrency import Concurrency
 from ingester.core.deadletter import DeadLetter
 from ingester.core.delivery import (
     Acknowledged,
     Blocked,
     Deferred,
     InDoubt,
+    Outcome,
     Refused,
     Throttled,
 )
 from ingester.core.messages import AttemptEnded, Limits
 from ingester.core.offsets import Span
+from ingester.core.rate import Rate
 from ingester.core.record import Record, TopicPartition
 
 _FAILING_SHARE = 4  # a partition may have this part of all requests failing before it is parked
@@ -42,6 +46,8 @@ class Delivery:
     batch: Batch
     span: Span
     attempts: int = 0
+    started_at: float = 0.0
+    """When its last attempt began."""
     failing: bool = False
     """From its first failed attempt until it is acknowledged or given up."""
     not_before: float = 0.0
@@ -106,6 +112,8 @@ class Dispatcher:
         # A heap by due time; emptied into `_retries` when due.
         self._sequence = count()  # breaks ties in the heap: first come, first served
         self._in_flight: set[Delivery] = set()
+        self._concurrency = Concurrency(limits.requests_in_flight_max)
+        self._rate = Rate(limits.requests_per_second_max)
         self._failures_in_row = 0  # attempts without a success between them, of any batch
         self._held_until = 0.0
         self.hold: Hold | None = None
@@ -127,7 +135,7 @@ class Dispatcher:
         """Return when something can start that cannot start now."""
         times = [self._waiting[0][0]] if self._waiting else []
         if (self._retries or self._ready) and self._slots():
-            times.append(self._held_until)
+            times.append(max(self._held_until, self._rate.start_at))
         return min(times, default=None)
 
     def add(self, delivery: Delivery) -> None:
@@ -145,16 +153,22 @@ class Dispatcher:
         """Take every delivery that may start now; each is in flight and one attempt older."""
         while self._waiting and self._waiting[0][0] <= now:
             self._retries.append(heapq.heappop(self._waiting)[2])
-        while now >= self._held_until and self._slots() and (self._retries or self._ready):
+        while (self._retries or self._ready) and self._may_start(now) and self._slots():
             delivery = self._retries.popleft() if self._retries else self._next_turn()
             delivery.attempts += 1
+            delivery.started_at = now
+            self._rate.take(now)
             self._in_flight.add(delivery)
             yield delivery
 
+    def _may_start(self, now: float) -> bool:
+        return now >= self._held_until and now >= self._rate.start_at
+
     def ended(self, delivery: Delivery, fact: AttemptEnded, now: float) -> None:
         """Take the end of an attempt: put it off, hold everything, or let it go."""
-        self._in_flight.remove(delivery)
         outcome = fact.outcome
+        self._learn(outcome, now, now - delivery.started_at)
+        self._in_flight.remove(delivery)
         backoff = self._limits.backoff_seconds(delivery.attempts, fact.jitter)
         match outcome:
             case Acknowledged():
@@ -179,6 +193,23 @@ class Dispatcher:
                 self._retries.append(delivery)
             case Refused():
                 self._recovered(delivery)  # what becomes of it, the pipeline says
+            case _:
+                assert_never(outcome)
+
+    def _learn(self, outcome: Outcome, now: float, seconds: float) -> None:
+        """Tell what the answer says of how many requests the endpoint bears."""
+        open_count = len(self._in_flight)
+        match outcome:
+            case Acknowledged() | Refused():
+                self._concurrency.answered(now, seconds, open_count)
+            case Throttled():
+                self._concurrency.refused(now, seconds, open_count)
+            case Blocked():
+                self._concurrency.held(now)
+            case InDoubt(status=status) if status is not None and status < 300:
+                self._concurrency.answered(now, seconds, open_count)
+            case InDoubt() | Deferred():
+                self._concurrency.failed(now, seconds, open_count)
             case _:
                 assert_never(outcome)
 
@@ -224,12 +255,13 @@ class Dispatcher:
 
     def _slots(self) -> int:
         """Requests that may start; one at a time while nothing has succeeded since a hold."""
-        slots = self._limits.requests_in_flight_max - len(self._in_flight)
-        if self._failures_in_row >= max(2, self._limits.requests_in_flight_max):
-            slots = max(0, slots - len(self._waiting))
+        slots = self._concurrency.limit
         if self._holds:
-            return 0 if self._in_flight else min(1, slots)
-        return slots
+            slots = 1
+        bound = self._limits.requests_in_flight_max
+        if self._failures_in_row >= max(2, bound):
+            slots = min(slots, bound - len(self._waiting))
+        return max(0, slots - len(self._in_flight))
 
     def _next_turn(self) -> Delivery:
         partition, queue = self._ready.popitem(last=False)

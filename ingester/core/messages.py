@@ -35,6 +35,7 @@ class Limits:
     dead_letters: DeadLetterLimit
     in_doubt: InDoubtPolicy
     receipts: bool
+    requests_per_second_max: float | None = None
 
     def backoff_seconds(self, attempts: int, jitter: float) -> float:
         """Return the wait after so many failures in a row."""
