@@ -1,0 +1,90 @@
+"""A worker that ends amid a bisection, after any step of it, and what its successors make of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from ingester.core.batch import BatchLimits
+from ingester.core.messages import Limits
+from tests.support.lives import Life, World
+from tests.support.records import LogRecord, usage_records
+from tests.support.scenario import LIMITS
+
+RECEIPTS = dataclasses.replace(LIMITS, batch=BatchLimits(6, 10_000, 5.0), receipts=True)
+NO_RECEIPTS = dataclasses.replace(RECEIPTS, receipts=False)
+REFUSED = (1, 7)  # of twelve, in two batches
+LOG = [LogRecord(4, None) if record.offset == 4 else record for record in usage_records(12)]
+
+
+def world_of(limits: Limits) -> World:
+    return World(LOG, limits, refused=REFUSED)
+
+
+def steps_of(limits: Limits) -> int:
+    return Life(world_of(limits)).run()
+
+
+@pytest.mark.parametrize("limits", [RECEIPTS, NO_RECEIPTS], ids=["receipts", "no receipts"])
+def test_without_a_crash_exactly_the_refused_items_become_dead_letters(limits: Limits) -> None:
+    """Once each, beside the tombstone; all others are counted."""
+    world = world_of(limits)
+    Life(world).run()
+
+    world.check()
+    assert sorted(letter.record.offset for letter in world.letters) == [1, 4, 7]
+    assert set(world.counted) == set(range(12)) - {1, 4, 7}
+
+
+@pytest.mark.parametrize("changed", [None, (), (0, 1, 7, 10)], ids=["same", "all", "fewer"])
+@pytest.mark.parametrize("limits", [RECEIPTS, NO_RECEIPTS], ids=["receipts", "no receipts"])
+def test_a_crash_after_any_step_counts_nothing_twice(
+    limits: Limits, changed: tuple[int, ...] | None
+) -> None:
+    """Nor does it lose anything, whether PacSpace is of the same mind, takes all or takes less."""
+    for steps in range(steps_of(limits)):
+        world = world_of(limits)
+        life = Life(world)
+        for _ in range(steps):
+            assert life.step()
+        if changed is not None:
+            world.refused = frozenset(changed)
+        successor = Life(world)
+        successor.run()
+
+        assert successor.halts == [], steps
+        world.check()
+        if changed is None:
+            assert set(world.counted) == set(range(12)) - {1, 4, 7}, steps
+
+
+def test_a_crash_of_the_successor_too_counts_nothing_twice() -> None:
+    """After every few steps of both; the third finds that PacSpace takes all."""
+    for steps in range(0, steps_of(RECEIPTS), 3):
+        for more in range(0, 60, 7):
+            world = world_of(RECEIPTS)
+            for count in (steps, more):
+                life = Life(world)
+                for _ in range(count):
+                    life.step()
+            world.refused = frozenset()
+            last = Life(world)
+            last.run()
+
+            assert last.halts == [], (steps, more)
+            world.check()
+
+
+def test_what_was_split_is_not_sent_as_a_whole_again() -> None:
+    """The halves were recorded: the successor sends them, though the whole would pass by now."""
+    world = world_of(RECEIPTS)
+    life = Life(world)
+    while (0, 2) not in world.requests:
+        assert life.step()
+    world.refused = frozenset()
+    before = len(world.requests)
+    Life(world).run()
+
+    assert (0, 6) not in world.requests[before:]
+    world.check()
