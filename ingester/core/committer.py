@@ -29,8 +29,14 @@ class Committer:
         self._changed: dict[Partition, None] = {}
         # Those with a new position or new batches; emptied by commits, filled if one fails.
         # The keys are a set with an order, so that the same facts give the same commands.
-        self._committing: dict[Partition, tuple[int, list[Delivery]]] | None = None
+        self._committing: dict[Partition, tuple[int, list[Delivery]]] | None
         # What the commit under way stores: the position, and the batches it intends.
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything, the commit under way included."""
+        self._changed.clear()
+        self._committing = None
         self._due = 0.0
         self._intents_due = 0.0  # before `_due`, for a worker that has too little to send
         self._unintended_count = 0

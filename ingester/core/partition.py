@@ -31,8 +31,6 @@ class Partition:
     """Inherited ranges that somebody decided to have sent again."""
     unintended: deque[Delivery] = field(default_factory=deque)
     """Cut and in no commit yet, in offset order; emptied by commits."""
-    refused: list[Delivery] = field(default_factory=list)
-    """Refused as a whole and not replaced yet by something smaller."""
     batches_bytes: int = 0
     """Bytes of all batches that are cut and not settled."""
     halt_reason: str | None = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import assert_never
@@ -19,6 +19,7 @@ from typing import assert_never
 from ingester.core.batch import Batch, BatchBuilder
 from ingester.core.committer import Committer
 from ingester.core.deadletter import DeadLetterWindow
+from ingester.core.deliveries import Deliveries
 from ingester.core.delivery import Acknowledged, Blocked, InDoubt, Refused
 from ingester.core.dispatch import Delivery, Dispatcher, Hold
 from ingester.core.event import Decode
@@ -54,8 +55,8 @@ from ingester.core.messages import (
 )
 from ingester.core.offsets import OffsetTracker, Span
 from ingester.core.partition import Partition
-from ingester.core.record import Record, TopicPartition
-from ingester.core.refusal import BodyLimit, halves, without_item
+from ingester.core.record import TopicPartition
+from ingester.core.refusals import BodyLimit, Refusals
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +85,12 @@ class Pipeline:
         self._dispatcher = Dispatcher(limits)
         self._committer = Committer(limits)
         self._body_limit = BodyLimit(limits.batch.body_bytes_max)
-        self._deliveries: dict[Batch, Delivery] = {}
-        # Every batch cut and not settled; a fact about any other is about a former assignment.
+        self._deliveries = Deliveries(self._partitions)
+        self._refusals = Refusals(limits, decode, self._deliveries, self._committer)
         self._rewrites: list[tuple[float, int, Delivery]] = []
         # Those with something to be written or read again that failed: a heap by due time.
         self._sequence = count()  # breaks ties in the heap
-        self._refused: dict[Partition, None] = {}
-        # Those that hold refused batches; looked through after each fact.
-        self._buffered_bytes = 0  # the sum over the partitions
+        self._open_bytes = 0  # of all open batches
         self._paused: set[TopicPartition] = set()
         self._wall_offset = 0.0  # what to add to `now` for seconds since the epoch
         self._fenced = False  # from a commit that says so to the end of the assignment
@@ -120,7 +119,7 @@ class Pipeline:
     @property
     def buffered_bytes(self) -> int:
         """Bytes of records that are read and not settled."""
-        return self._buffered_bytes
+        return self._deliveries.bytes + self._open_bytes
 
     @property
     def blocked(self) -> Blocked | None:
@@ -151,7 +150,7 @@ class Pipeline:
         part = self._partitions.get(name)
         if part is None or not part.halt_reason or self._revoking or self._draining:
             return False
-        at_rest = all(batch.partition != name for batch in self._deliveries)
+        at_rest = all(each.batch.partition != name for each in self._deliveries)
         return at_rest and not self._committer.concerns(part)
 
     def wake_at(self) -> float | None:
@@ -206,7 +205,7 @@ class Pipeline:
                 self._tick(now, commands)
             case _:
                 assert_never(fact)
-        if self._refused:
+        if self._refusals.waiting:
             self._replace_refused(now, commands)
         if not self._fenced:
             for delivery in self._dispatcher.start(now):
@@ -297,8 +296,7 @@ class Pipeline:
                 continue
             before = part.builder.buffered_bytes
             batches = part.builder.extend(records, cut_bytes_max)
-            cut_bytes = sum(batch.buffered_bytes for batch in batches)
-            self._buffered_bytes += cut_bytes + part.builder.buffered_bytes - before
+            self._open_bytes += part.builder.buffered_bytes - before
             if batches:
                 self._open.pop(name, None)
                 self._take(part, batches, now, commands)
@@ -316,7 +314,7 @@ class Pipeline:
         self._pause(fact.records, commands)
 
     def _attempt_ended(self, fact: AttemptEnded, now: float, commands: list[Command]) -> None:
-        delivery = self._deliveries.get(fact.batch)
+        delivery = self._deliveries.of(fact.batch)
         if delivery is None:
             return
         self._dispatcher.ended(delivery, fact, now)
@@ -329,7 +327,7 @@ class Pipeline:
                 f"{fact.batch} is in doubt, and INGESTER_IN_DOUBT is halt: {fact.outcome.reason}"
             )
             self._dispatcher.forget(delivery)
-            self._forget([delivery])
+            self._deliveries.forget([delivery])
             self._halt(fact.batch.partition, reason, commands)
         elif isinstance(fact.outcome, Refused):
             self._attempt_refused(delivery, fact.outcome, now, commands)
@@ -345,7 +343,7 @@ class Pipeline:
         doubtful = delivery.in_doubt and not refused.is_api
         if refused.meaning == "conflict" or doubtful:
             # It stays intended: something was, or may have been, applied under its key.
-            self._forget([delivery])
+            self._deliveries.forget([delivery])
             detail = (
                 "after an attempt whose end is not known, and not by PacSpace itself"
                 if doubtful
@@ -358,25 +356,21 @@ class Pipeline:
             return
         delivery.in_doubt_since = None  # a key is looked up before a body is judged
         delivery.refused = refused
-        part.refused.append(delivery)
+        self._refusals.add(part, delivery)
         if self._revoking or part.halt_reason:
             self._give_up(part.name)
             return
-        self._refused[part] = None
         if refused.meaning == "too_large" and batch.items_count > 1:
             self._body_limit.refused(len(batch.body), now)
         if not delivery.records and not delivery.dead_letters_pending:
             self._work_on(delivery, commands)
 
     def _range_read(self, fact: RangeRead, commands: list[Command]) -> None:
-        delivery = self._deliveries.get(fact.batch)
+        delivery = self._deliveries.of(fact.batch)
         if delivery is None:
             return
-        if fact.records:
-            batch = self._form(fact.batch, fact.records)
-            if batch.body_digest == fact.batch.body_digest:
-                delivery.records = fact.records
-                return
+        if self._refusals.read(delivery, fact.records):
+            return
         reason = (
             f"{fact.batch} was refused, and the log does not hold all of its records any more, so"
             " that the one at fault cannot be found"
@@ -384,7 +378,7 @@ class Pipeline:
         self._halt(fact.batch.partition, reason, commands)
 
     def _dead_letters_written(self, batch: Batch, commands: list[Command]) -> None:
-        delivery = self._deliveries.get(batch)
+        delivery = self._deliveries.of(batch)
         if delivery is not None:
             delivery.dead_letters_pending = False
             if delivery.refused is not None:
@@ -393,7 +387,7 @@ class Pipeline:
                 self._advance(delivery, commands)
 
     def _receipt_written(self, fact: ReceiptWritten) -> None:
-        delivery = self._deliveries.get(fact.batch)
+        delivery = self._deliveries.of(fact.batch)
         if delivery is not None:
             self._partitions[fact.batch.partition].offsets.receipt_found(fact.offset)
             self._settle(delivery)
@@ -401,7 +395,7 @@ class Pipeline:
     def _not_done(
         self, fact: DeadLettersNotWritten | ReceiptNotWritten | RangeNotRead, now: float
     ) -> None:
-        delivery = self._deliveries.get(fact.batch)
+        delivery = self._deliveries.of(fact.batch)
         if delivery is not None:
             delivery.topic_attempts += 1
             due = now + self._limits.backoff_seconds(delivery.topic_attempts, fact.jitter)
@@ -410,7 +404,7 @@ class Pipeline:
     def _committed(self, commands: list[Command]) -> None:
         for part, intended in self._committer.succeeded():
             for delivery in intended:
-                if delivery.batch not in self._deliveries:
+                if delivery not in self._deliveries:
                     continue
                 delivery.recorded = True
                 if delivery.items_pending:
@@ -440,11 +434,11 @@ class Pipeline:
         self._partitions.clear()
         self._open.clear()
         self._dispatcher.clear()
-        self._committer = Committer(self._limits)
+        self._committer.clear()
         self._deliveries.clear()
         self._rewrites.clear()
-        self._refused.clear()
-        self._buffered_bytes = 0
+        self._refusals.clear()
+        self._open_bytes = 0
         self._paused.clear()
         self._fenced = False
 
@@ -453,7 +447,7 @@ class Pipeline:
             self._cut_oldest(now, commands)
         while self._rewrites and self._rewrites[0][0] <= now:
             delivery = heapq.heappop(self._rewrites)[2]
-            if delivery.batch in self._deliveries:
+            if delivery in self._deliveries:
                 self._work_on(delivery, commands)
 
     # -- steps --------------------------------------------------------------------------------
@@ -465,27 +459,27 @@ class Pipeline:
     def _cut_oldest(self, now: float, commands: list[Command]) -> None:
         name, _ = self._open.popitem(last=False)
         part = self._partitions[name]
+        self._open_bytes -= part.builder.buffered_bytes
         self._take(part, [part.builder.cut()], now, commands)
 
     def _discard(self, name: TopicPartition) -> None:
         """Forget the open batch of a partition."""
         builder = self._partitions[name].builder
         self._open.pop(name, None)
-        self._buffered_bytes -= builder.buffered_bytes
+        self._open_bytes -= builder.buffered_bytes
         builder.discard()
 
     def _take(
         self, part: Partition, batches: list[Batch], now: float, commands: list[Command]
     ) -> None:
         """Take what was cut; past the dead-letter limit halt, and leave the rest in the log."""
-        for index, batch in enumerate(batches):
+        for batch in batches:
             letters = batch.dead_letters
             too_many = part.dead_letters.add(now, batch.items_count + len(letters), len(letters))
             if too_many:
-                self._buffered_bytes -= sum(each.buffered_bytes for each in batches[index:])
-                self._halt(part.name, _too_many(too_many, letters[-1].rejection.detail), commands)
+                last = letters[-1].rejection.detail
+                self._halt(part.name, f"{too_many}; the last one: {last}", commands)
                 return
-            part.batches_bytes += batch.buffered_bytes
             range_ = (batch.first_offset, batch.next_offset)
             span = part.offsets.inherited.get(range_)
             delivery = Delivery(
@@ -496,7 +490,7 @@ class Pipeline:
                 dead_letters_pending=bool(letters),
                 letters=letters,
             )
-            self._deliveries[batch] = delivery
+            self._deliveries.add(delivery)
             if span is None:
                 part.offsets.track(delivery.span)
                 self._committer.intend(part, delivery)
@@ -523,7 +517,7 @@ class Pipeline:
             commands.append(SendBatch(delivery.batch, delivery.attempts))
             return
         self._dispatcher.forget(delivery)
-        self._forget([delivery])
+        self._deliveries.forget([delivery])
         reason = self._perhaps_forgotten(str(delivery.batch))
         self._halt(delivery.batch.partition, reason, commands)
 
@@ -546,93 +540,34 @@ class Pipeline:
 
     def _settle(self, delivery: Delivery) -> None:
         part = self._partitions[delivery.batch.partition]
-        self._forget([delivery])
+        self._deliveries.forget([delivery])
         if part.offsets.settle(delivery.span):
             self._committer.changed(part)
 
     def _replace_refused(self, now: float, commands: list[Command]) -> None:
-        """Put halves, or a dead letter, in the place of what was refused and can be looked into."""
-        for part in list(self._refused):
-            for delivery in list(part.refused):
-                if not delivery.records:
-                    continue
-                if delivery.batch.items_count == 1:
-                    self._refuse_item(part, delivery, now, commands)
-                elif self._committer.may_split(part, delivery):
-                    self._split(part, delivery, now)
-                if part.halt_reason:
-                    break
-            if not part.refused:
-                self._refused.pop(part, None)
-
-    def _split(self, part: Partition, delivery: Delivery, now: float) -> None:
-        parts = []
-        for records in halves(delivery.batch, delivery.records):
-            half = self._form(delivery.batch, records)
-            span = Span(half.first_offset, half.next_offset, half.intent_digest)
-            parts.append(Delivery(half, span, dead_letters_pending=False, records=records))
-        first, second = parts
-        wall_seconds = int(now + self._wall_offset)
-        part.offsets.split(delivery.span, (first.span, second.span), wall_seconds)
-        self._replace(part, delivery, parts)
-        self._committer.intend_halves(part, parts)
-
-    def _refuse_item(
-        self, part: Partition, delivery: Delivery, now: float, commands: list[Command]
-    ) -> None:
-        assert delivery.refused is not None, "only what was refused is looked into"
-        too_many = part.dead_letters.add(now, 0, 1)
-        if too_many:
-            self._halt(part.name, _too_many(too_many, delivery.refused.reason), commands)
-            return
-        batch, letter = without_item(delivery.batch, delivery.records, delivery.refused)
-        emptied = Delivery(
-            batch,
-            delivery.span,
-            delivery.attempts,
-            recorded=True,
-            items_pending=False,
-            letters=(letter,),
-        )
-        self._replace(part, delivery, [emptied])
-        self._work_on(emptied, commands)
-
-    def _replace(self, part: Partition, delivery: Delivery, others: Iterable[Delivery]) -> None:
-        self._forget([delivery])
-        part.refused.remove(delivery)
-        for each in others:
-            self._deliveries[each.batch] = each
-            part.batches_bytes += each.batch.buffered_bytes
-            self._buffered_bytes += each.batch.buffered_bytes
-
-    def _form(self, batch: Batch, records: Sequence[Record]) -> Batch:
-        """Form the batch of these records, which belong to a batch that was refused."""
-        builder = BatchBuilder(batch.partition, batch.epoch, self._limits.batch, self._decode)
-        return builder.form(records)
+        for each in self._refusals.replace(now, int(now + self._wall_offset)):
+            if isinstance(each, Delivery):
+                self._work_on(each, commands)
+            else:
+                part, too_many = each
+                self._halt(part.name, too_many, commands)
 
     def _give_up(self, name: TopicPartition) -> None:
         """Forget what no attempt can have written."""
         part = self._partitions[name]
-        unsent = [each for each in self._committer.give_up(part) if each.batch in self._deliveries]
-        unsent += self._dispatcher.forget_unsent(name)
-        unsent += part.refused
-        part.refused.clear()
-        self._refused.pop(part, None)
-        self._forget(unsent)
+        given_up = (
+            *self._committer.give_up(part),
+            *self._dispatcher.forget_unsent(name),
+            *self._refusals.give_up(part),
+        )
+        unsent = [each for each in given_up if each in self._deliveries]
+        self._deliveries.forget(unsent)
         self._retract(part, unsent)
 
     def _retract(self, part: Partition, given_up: Iterable[Delivery]) -> None:
         """Intend no more what certainly was not applied, so that nobody takes it for a doubt."""
         if part.offsets.retract({each.span for each in given_up if not each.in_doubt}):
             self._committer.changed(part)
-
-    def _forget(self, deliveries: Iterable[Delivery]) -> None:
-        """Drop batches for good; unless their spans are settled, no commit can pass them."""
-        for delivery in deliveries:
-            batch = delivery.batch
-            del self._deliveries[batch]
-            self._partitions[batch.partition].batches_bytes -= batch.buffered_bytes
-            self._buffered_bytes -= batch.buffered_bytes
 
     def _halt(self, name: TopicPartition, reason: str, commands: list[Command]) -> None:
         part = self._partitions.get(name)
@@ -652,7 +587,7 @@ class Pipeline:
         together they stay below twice the bound, plus one fetch each.
         """
         bound = self._limits.buffer_bytes_max
-        if self._buffered_bytes < bound:
+        if self.buffered_bytes < bound:
             return
         share = bound // len(self._partitions)
         heavy = frozenset(
@@ -669,7 +604,7 @@ class Pipeline:
 
     def _resume(self, now: float, commands: list[Command]) -> None:
         """Below half of the bound go on with all; half, so that pausing does not flutter."""
-        if self._paused and self._buffered_bytes <= self._limits.buffer_bytes_max // 2:
+        if self._paused and self.buffered_bytes <= self._limits.buffer_bytes_max // 2:
             commands.append(ResumePartitions(frozenset(self._paused)))
             self._paused.clear()
         if self._paused and not self._deliveries:
@@ -690,7 +625,3 @@ class Pipeline:
         return self._committer.next_at(
             runs_short=self._dispatcher.runs_short, hurried=self._revoking or self._draining
         )
-
-
-def _too_many(why: str, last: str) -> str:
-    return f"{why}; the last one: {last}. If they are meant to be dead letters, start it again."

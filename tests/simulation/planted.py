@@ -23,6 +23,7 @@ from ingester.core.intent import Ledger
 from ingester.core.messages import AttemptEnded, DeadLettersWritten, ResumePartitions, SendBatch
 from ingester.core.offsets import OffsetTracker
 from ingester.core.pipeline import Pipeline
+from ingester.core.refusals import Refusals
 from tests.simulation import errands as errands_module
 from tests.simulation import process as process_module
 from tests.simulation.errands import Errands
@@ -65,7 +66,7 @@ def sends_before_the_intent_is_stored(self, now, commands):
         for part, (position, intended) in committer._committing.items():
             for delivery in intended:
                 delivery.recorded = True
-                if delivery.items_pending and delivery.batch in self._deliveries:
+                if delivery.items_pending and delivery in self._deliveries:
                     self._dispatcher.add(delivery)
             committer._committing[part] = (position, [])
 
@@ -112,7 +113,7 @@ def forgets_the_intents_of_forgotten_batches(self, spans):
 @plant(Pipeline, "_give_up")
 def forgets_what_a_former_owner_may_have_sent(self, name):
     part = self._partitions[name]
-    inherited = [each.span for each in self._deliveries.values() if each.in_doubt]
+    inherited = [each.span for each in self._deliveries if each.in_doubt]
     _give_up(self, name)
     part.offsets.retract(set(inherited))
     self._committer.changed(part)
@@ -174,7 +175,7 @@ BUGS["a zombie sends after it wakes"] = lambda: patch.object(
 @plant(Pipeline, "_resume")
 def waits_for_room_that_a_frozen_batch_takes(self, now, commands):
     """It was so."""
-    if self._paused and self._buffered_bytes <= self._limits.buffer_bytes_max // 2:
+    if self._paused and self.buffered_bytes <= self._limits.buffer_bytes_max // 2:
         commands.append(ResumePartitions(frozenset(self._paused)))
         self._paused.clear()
     if self._paused and not self._deliveries:
@@ -275,7 +276,7 @@ def inherits_doubts_in_spite_of_halt_and_window(self, start, wall_seconds):
 
 @plant(Pipeline, "_attempt_ended")
 def retries_in_spite_of_halt(self, fact, now, commands):
-    delivery = self._deliveries.get(fact.batch)
+    delivery = self._deliveries.of(fact.batch)
     if delivery is not None and isinstance(fact.outcome, InDoubt):
         self._dispatcher.ended(delivery, fact, now)
     else:
@@ -285,28 +286,30 @@ def retries_in_spite_of_halt(self, fact, now, commands):
 # -- refusals -----------------------------------------------------------------------------------
 
 _attempt_refused = Pipeline._attempt_refused
-_split = Pipeline._split
+_split = Refusals._split
+_replace_refused = Pipeline._replace_refused
 
 
-@plant(Pipeline, "_split")
-def sends_halves_before_they_are_intended(self, part, delivery, now):
+@plant(Pipeline, "_replace_refused")
+def sends_halves_before_they_are_intended(self, now, commands):
     before = set(self._deliveries)
-    _split(self, part, delivery, now)
-    for batch in self._deliveries.keys() - before:
-        self._dispatcher.add(self._deliveries[batch])
-        part.unintended.remove(self._deliveries[batch])
+    _replace_refused(self, now, commands)
+    for delivery in set(self._deliveries) - before:
+        if delivery.items_pending:
+            self._dispatcher.add(delivery)
+            self._partitions[delivery.batch.partition].unintended.remove(delivery)
 
 
-@plant(Pipeline, "_split")
-def goes_on_intending_the_whole_of_what_it_split(self, part, delivery, now):
+@plant(Refusals, "_split")
+def goes_on_intending_the_whole_of_what_it_split(self, part, delivery, wall_seconds):
     whole = delivery.span
-    _split(self, part, delivery, now)
-    part.offsets._spans = deque(
+    _split(self, part, delivery, wall_seconds)
+    spans = [
         whole if each.first_offset == whole.first_offset else each
         for each in part.offsets._spans
-        if each.first_offset == whole.first_offset
-        or not whole.first_offset < each.first_offset < whole.next_offset
-    )
+        if not whole.first_offset < each.first_offset < whole.next_offset
+    ]
+    part.offsets._spans = deque(spans)
 
 
 @plant(Pipeline, "_attempt_refused")
@@ -336,7 +339,7 @@ def writes_nothing_again(self, fact, now):
 
 @plant(Pipeline, "_not_done")
 def takes_a_failed_write_for_a_success(self, fact, now):
-    delivery = self._deliveries.get(fact.batch)
+    delivery = self._deliveries.of(fact.batch)
     if delivery is not None and delivery.dead_letters_pending:
         self.handle(DeadLettersWritten(fact.batch), now)
 
@@ -353,9 +356,9 @@ def holds_nothing(self, outcome, jitter, now):
 
 @plant(Pipeline, "_revoked")
 def keeps_deliveries_beyond_their_assignment(self):
-    deliveries = dict(self._deliveries)
+    deliveries = dict(self._deliveries._by_batch)
     _revoked(self)
-    self._deliveries.update(deliveries)
+    self._deliveries._by_batch.update(deliveries)
 
 
 @plant(Pipeline, "_revocation_started")
