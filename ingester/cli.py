@@ -18,6 +18,7 @@ from ingester.config import load
 from ingester.demo import demo
 from ingester.emit import EmitCommand, emit
 from ingester.errors import EXIT_BUG, IngesterError, UsageError
+from ingester.resolve import resolve
 from ingester.settings import Settings
 from ingester.simulator.command import simulate
 from ingester.telemetry import configure_logging
@@ -80,6 +81,7 @@ def run(config: ConfigFile = None) -> None:
 app.command()(check)
 app.command(cls=EmitCommand)(emit)
 app.command()(balance)
+app.command()(resolve)
 app.command()(simulate)
 app.command()(demo)
 

@@ -6,11 +6,12 @@ there, at its next assignment or here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
+from ingester.core.pipeline import PartitionState
 from ingester.core.receipt import Resolution, decode_note
 from ingester.core.record import TopicPartition
-from ingester.kafka import end_offsets, read_to_end
+from ingester.kafka import read_to_end
 from ingester.receipts import Receipts
 from ingester.settings import Settings
 
@@ -22,22 +23,28 @@ class Decisions:
         self._settings = settings
         self._receipts = receipts
         self._looked_up_to: dict[TopicPartition, int] = {}
-        # In the receipts topic, of the partitions that were halted when it was last looked.
+        # In the receipts topic, of the partitions that were halted when it was last looked: below
+        # there is no decision that its start does not know.
 
-    async def taken(self, halted: Iterable[TopicPartition]) -> Sequence[TopicPartition]:
-        """Return those about which something was decided since they were first asked about.
+    async def taken(
+        self, halted: Mapping[TopicPartition, PartitionState]
+    ) -> Sequence[TopicPartition]:
+        """Return those about which something was decided since it was last said where they begin.
 
-        UnavailableError when the receipts cannot be read now.
+        They are returned until that has been said anew. UnavailableError when the receipts cannot
+        be read now.
         """
-        places = {name: self._receipts.partition_for(name) for name in halted}
-        new = [name for name in places if name not in self._looked_up_to]
-        ends = await end_offsets(self._settings, {places[name] for name in new})
         self._looked_up_to = {
-            name: self._looked_up_to.get(name, ends.get(place, 0)) for name, place in places.items()
+            name: max(
+                self._looked_up_to.get(name, 0),
+                self._receipts.read_up_to(name),
+                state.receipts_offset,
+            )
+            for name, state in halted.items()
         }
         starts: dict[TopicPartition, int] = {}
-        for name, place in places.items():
-            looked_up_to = self._looked_up_to[name]
+        for name, looked_up_to in self._looked_up_to.items():
+            place = self._receipts.partition_for(name)
             starts[place] = min(looked_up_to, starts.get(place, looked_up_to))
         decided: dict[TopicPartition, None] = {}
         async for _, record in read_to_end(self._settings, starts):
@@ -45,8 +52,10 @@ class Decisions:
             if note is None:
                 continue
             name = TopicPartition(note.topic, note.partition)
-            if name in places and record.offset >= self._looked_up_to[name]:
+            if name not in halted or record.offset < self._looked_up_to[name] or name in decided:
+                continue
+            if isinstance(note, Resolution) and note.next_offset > halted[name].committed:
+                decided[name] = None
+            else:
                 self._looked_up_to[name] = record.offset + 1
-                if isinstance(note, Resolution):
-                    decided[name] = None
         return list(decided)

@@ -6,6 +6,9 @@ Prometheus' text, `/status` where each partition stands, as JSON.
 
 from __future__ import annotations
 
+import asyncio
+from datetime import UTC, datetime, timedelta
+
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -58,6 +61,7 @@ class HealthServer:
         self._telemetry.blocked.set(self._pipeline.blocked is not None)
         states = self._pipeline.partitions.values()
         self._telemetry.halted.set(sum(each.halt_reason is not None for each in states))
+        self._telemetry.held_seconds.set(self._hold()[0])
         self._telemetry.in_flight.set(self._pipeline.in_flight)
         self._telemetry.buffered_bytes.set(self._pipeline.buffered_bytes)
         text = generate_latest(self._telemetry.registry)
@@ -65,11 +69,15 @@ class HealthServer:
 
     async def _status(self, _: web.Request) -> web.Response:
         pipeline = self._pipeline
+        held_seconds, held_for = self._hold()
+        held_until = datetime.now(UTC) + timedelta(seconds=held_seconds)
         return web.json_response(
             {
                 "requestsInFlight": pipeline.in_flight,
                 "bufferedBytes": pipeline.buffered_bytes,
                 "blocked": pipeline.blocked.reason if pipeline.blocked else None,
+                "heldUntil": held_until.isoformat(timespec="milliseconds") if held_for else None,
+                "heldFor": held_for,
                 "partitions": {
                     str(name): {
                         "committedOffset": state.committed,
@@ -81,3 +89,9 @@ class HealthServer:
                 },
             }
         )
+
+    def _hold(self) -> tuple[float, str | None]:
+        """For how many seconds nothing is sent from now on, and why; 0 and None otherwise."""
+        hold = self._pipeline.hold
+        seconds = hold.until - asyncio.get_running_loop().time() if hold else 0.0
+        return (seconds, hold.reason) if hold and seconds > 0 else (0.0, None)

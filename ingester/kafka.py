@@ -241,9 +241,12 @@ class UsageConsumer:
     async def beginnings(
         self, partitions: Sequence[TopicPartition]
     ) -> Mapping[TopicPartition, int]:
-        """The first offsets that the logs still hold."""
+        """The first offsets that the logs still hold; UnavailableError when nobody says."""
         asked = [aiokafka.TopicPartition(*each) for each in partitions]
-        found = await self._consumer.beginning_offsets(asked) if asked else {}
+        try:
+            found = await self._consumer.beginning_offsets(asked) if asked else {}
+        except kafka_errors.KafkaError as error:
+            raise translate(error, "Kafka") from error
         return {TopicPartition(*name): offset for name, offset in found.items()}
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
@@ -471,6 +474,18 @@ async def end_offsets(
         return {}
     async with _reader(settings) as reader:
         found = await reader.end_offsets(asked)
+    return {TopicPartition(*name): offset for name, offset in found.items()}
+
+
+async def beginning_offsets(
+    settings: KafkaSettings, partitions: Iterable[TopicPartition]
+) -> Mapping[TopicPartition, int]:
+    """The first offset that the log of each partition still holds."""
+    asked = [aiokafka.TopicPartition(*each) for each in partitions]
+    if not asked:
+        return {}
+    async with _reader(settings) as reader:
+        found = await reader.beginning_offsets(asked)
     return {TopicPartition(*name): offset for name, offset in found.items()}
 
 

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, Protocol
 
 from aiokafka import errors as kafka_errors
 from aiokafka.conn import create_conn
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.protocol.admin import (
     CreatePartitionsRequest,
     CreateTopicsRequest,
@@ -182,6 +183,22 @@ class KafkaAdmin:
             for partition, next_offset, metadata, _ in partitions
         }
 
+    async def owners(self, group_id: str) -> Mapping[TopicPartition, str]:
+        """The host of the member that has each partition now; empty when the group has none."""
+        async with self._session() as connection:
+            error, response = await self._ask_coordinator(
+                connection, group_id, DescribeGroupsRequest([group_id]), _group_error
+            )
+            if error:
+                raise kafka_errors.for_code(error)(f"the group {group_id} cannot be described")
+        members = response.groups[0][5]
+        return {
+            TopicPartition(*partition): host.removeprefix("/")
+            for _, _, host, _, assignment in members
+            if assignment  # none yet while the group is being rebalanced
+            for partition in ConsumerProtocolMemberAssignment.decode(assignment).partitions()
+        }
+
     async def ensure_topic(
         self,
         name: str,
@@ -291,7 +308,7 @@ class KafkaAdmin:
 
     async def _describe_group(self, connection: _Connection, group_id: str) -> str | None:
         error, response = await self._ask_coordinator(
-            connection, group_id, DescribeGroupsRequest([group_id]), lambda each: each.groups[0][0]
+            connection, group_id, DescribeGroupsRequest([group_id]), _group_error
         )
         if error == kafka_errors.GroupAuthorizationFailedError.errno:
             return None
@@ -351,6 +368,11 @@ class KafkaAdmin:
                     f"{where} refuses the login. Check INGESTER_KAFKA_SASL_USERNAME, "
                     "INGESTER_KAFKA_SASL_PASSWORD and INGESTER_KAFKA_SASL_MECHANISM."
                 )
+            case kafka_errors.GroupAuthorizationFailedError():
+                return RefusedError(
+                    f"{where}: the login may not see the group ({error}). Have the cluster's "
+                    "administrator grant READ and DESCRIBE on it."
+                )
             case kafka_errors.UnsupportedSaslMechanismError():
                 return RefusedError(
                     f"{where} does not take logins by {self._mechanism}. Choose another "
@@ -370,6 +392,11 @@ class KafkaAdmin:
                 return UnavailableError(
                     f"{where}: {str(error) or type(error).__name__}. Try again."
                 )
+
+
+def _group_error(response: Any) -> int:
+    error: int = response.groups[0][0]
+    return error
 
 
 def _partitions_of(metadata: Any, name: str) -> int:

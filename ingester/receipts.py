@@ -6,30 +6,38 @@ next owner has to read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 from ingester.core.intent import Ledger, decode
 from ingester.core.messages import Commit, Start, WriteReceipt
-from ingester.core.receipt import Note, decode_note, encode_receipt
+from ingester.core.receipt import (
+    Note,
+    Resolution,
+    decode_note,
+    encode_receipt,
+    encode_resolution,
+)
 from ingester.core.record import TopicPartition
 from ingester.core.start import start_of
 from ingester.errors import IngesterError
 from ingester.kafka import RecordWriter, end_offsets, read_to_end
 from ingester.kafka_admin import KafkaAdmin
-from ingester.settings import Settings
+from ingester.settings import LedgerSettings
 
 # A receipt is what an invoice is explained by: it never expires.
 _TOPIC_CONFIG: Final[Mapping[str, str]] = {"cleanup.policy": "delete", "retention.ms": "-1"}
 
 
 class Receipts:
-    """Writes receipts, and reads those of batches that were intended and not committed."""
+    """Writes notes, and reads those about batches that were intended and not committed."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: LedgerSettings) -> None:
         self._settings = settings
         self._writer = RecordWriter(settings, compress=False)
+        self._read_up_to: dict[TopicPartition, int] = {}
+        # By the source's partition: written by `starts`, read to tell new decisions from old.
 
     async def ensure_topics(
         self, admin: KafkaAdmin, partitions: Mapping[str, int]
@@ -56,50 +64,71 @@ class Receipts:
 
     async def write(self, receipt: WriteReceipt) -> int | str:
         """Append a receipt; return its offset, or why the broker does not have it."""
-        batch = receipt.batch
         settled_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        value = encode_receipt(batch, receipt.outcome, receipt.attempts, settled_at)
-        topic, partition = self.partition_for(batch.partition)
+        value = encode_receipt(receipt.batch, receipt.outcome, receipt.attempts, settled_at)
         try:
-            written = await (
-                await self._writer.send(topic, value, str(batch.partition).encode(), partition)
-            )
+            return await self._append(receipt.batch.partition, value)
         except IngesterError as error:
             return str(error)
-        return written.offset
+
+    async def write_resolution(self, resolution: Resolution) -> int:
+        """Append a decision; return its offset. RefusedError where that is not permitted."""
+        source = TopicPartition(resolution.topic, resolution.partition)
+        return await self._append(source, encode_resolution(resolution))
+
+    async def _append(self, source: TopicPartition, value: bytes) -> int:
+        topic, partition = self.partition_for(source)
+        written = await self._writer.send(topic, value, str(source).encode(), partition)
+        return (await written).offset
 
     async def starts(
         self, commits: Mapping[TopicPartition, Commit], beginnings: Mapping[TopicPartition, int]
     ) -> Mapping[TopicPartition, Start]:
         """Say for each partition where it begins, by its commit, its log's beginning and notes."""
+        ends = await end_offsets(self._settings, set(map(self.partition_for, commits)))
+        notes = await self.notes(commits, beginnings)
+        self._read_up_to |= {
+            name: max([ends[self.partition_for(name)], *(offset + 1 for offset, _ in notes[name])])
+            for name in commits
+        }
+        return {
+            name: start_of(
+                name,
+                commit,
+                log_begins=beginnings[name],
+                receipts_end=ends[self.partition_for(name)],
+                notes=notes[name],
+            )
+            for name, commit in commits.items()
+        }
+
+    def read_up_to(self, source: TopicPartition) -> int:
+        """Up to where the notes about a partition are in the last of its `starts`."""
+        return self._read_up_to.get(source, 0)
+
+    async def notes(
+        self, commits: Mapping[TopicPartition, Commit], beginnings: Mapping[TopicPartition, int]
+    ) -> Mapping[TopicPartition, Sequence[tuple[int, Note]]]:
+        """Return those that concern what is above each committed offset, with their offsets."""
         tails: dict[TopicPartition, int] = {}
-        new = []
         for name, commit in commits.items():
             ledger = decode(commit.next_offset, commit.metadata)
             overtaken = commit.next_offset < beginnings[name]
             if isinstance(ledger, Ledger) and (ledger.intents or overtaken):
-                tails[self.partition_for(name)] = ledger.receipts_offset
-            elif ledger is None:
-                new.append(self.partition_for(name))
-                if overtaken:
-                    tails[self.partition_for(name)] = 0
-        ends = await end_offsets(self._settings, new)
+                begins = ledger.receipts_offset
+            elif ledger is None and overtaken:
+                begins = 0
+            else:
+                continue
+            place = self.partition_for(name)  # which may be that of a namesake's notes, too
+            tails[place] = min(begins, tails.get(place, begins))
         notes: dict[TopicPartition, list[tuple[int, Note]]] = {name: [] for name in commits}
         async for _, record in read_to_end(self._settings, tails):
             note = decode_note(record.value)
             if note is not None:
                 source = TopicPartition(note.topic, note.partition)
                 notes.setdefault(source, []).append((record.offset, note))
-        return {
-            name: start_of(
-                name,
-                commit,
-                log_begins=beginnings[name],
-                receipts_end=ends.get(self.partition_for(name), 0),
-                notes=notes[name],
-            )
-            for name, commit in commits.items()
-        }
+        return notes
 
     def partition_for(self, source: TopicPartition) -> TopicPartition:
         """Where the notes about a source's partition are."""

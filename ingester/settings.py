@@ -32,6 +32,7 @@ from ingester.option import (
     Listen,
     Lower,
     Members,
+    Number,
     Seconds,
     Server,
     Size,
@@ -204,14 +205,36 @@ class EventSettings(Group):
     unknown_members: Annotated[Literal["refuse", "ignore"], Lower] = Field(
         "refuse", description="What to do about members of an event that PacSpace does not know."
     )
+    # Room for an item with metadata; proxies do not commonly take more than 64 MiB.
+    body_bytes_max: Size = Field(
+        ByteSize(MIB), ge=4 * KIB, le=64 * MIB, description="Size that fills a batch."
+    )
 
 
-class Settings(PacspaceSettings, KafkaSettings, EventSettings):
-    """Everything that the worker runs by."""
+class LedgerSettings(KafkaSettings):
+    """Where a group keeps what it has settled, and what is in doubt."""
 
     group_id: str = Field(
         "pacspace-ingester", min_length=1, max_length=255, description="Kafka's consumer group."
     )
+    receipts: Annotated[Literal["on", "off"], Lower] = Field(
+        "on",
+        description="Whether each settled batch leaves a receipt; without, nothing can be explained"
+        " afterwards, and a successor sends again what was acknowledged and not yet committed.",
+    )
+    receipts_topic: TopicName | None = Field(
+        None,
+        description="Topic of the receipts; unset means `<topic>.receipts` for each topic.",
+    )
+
+    def receipts_topic_for(self, topic: str) -> str:
+        """Where the receipts of a usage topic's batches go."""
+        return self.receipts_topic or f"{topic}.receipts"
+
+
+class Settings(PacspaceSettings, LedgerSettings, EventSettings):
+    """Everything that the worker runs by."""
+
     group_instance_id: TopicName | None = Field(
         None, description="Name of this worker for static membership, unique in its group."
     )
@@ -236,13 +259,20 @@ class Settings(PacspaceSettings, KafkaSettings, EventSettings):
     linger_seconds: Seconds = Field(
         0.05, ge=0, le=3600, description="Longest wait of an item for its batch to fill."
     )
-    # Room for an item with metadata; proxies do not commonly take more than 64 MiB.
-    body_bytes_max: Size = Field(
-        ByteSize(MIB), ge=4 * KIB, le=64 * MIB, description="Size that fills a batch."
-    )
     # One socket each, and 1,024 is the usual limit of open files.
     requests_in_flight_max: Count = Field(
-        32, ge=1, le=512, description="Requests that a worker may have open at once."
+        32,
+        ge=1,
+        le=512,
+        description="Requests that a worker may have open at once; it has fewer while the endpoint"
+        " bears no more.",
+    )
+    # One a minute is a trickle for tests of patience; a million is no limit.
+    requests_per_second_max: Number | None = Field(
+        None,
+        ge=1 / 60,
+        le=1_000_000,
+        description="Requests that a worker may start in a second; unset means any number.",
     )
     # Below a millisecond it is no wait; beyond an hour nobody sees that it has recovered.
     backoff_seconds_min: Seconds = Field(
@@ -287,7 +317,7 @@ class Settings(PacspaceSettings, KafkaSettings, EventSettings):
         description="Dead letters of a window above which a partition halts, if they are more than"
         " the share, too: bad data is some records, a bad deployment most of them.",
     )
-    dead_letter_share_max: float = Field(
+    dead_letter_share_max: Number = Field(
         0.5, ge=0, le=1, description="Share of a window's records, see above; 1 means no limit."
     )
     dead_letter_window_seconds: Seconds = Field(
@@ -308,15 +338,6 @@ class Settings(PacspaceSettings, KafkaSettings, EventSettings):
         le=31 * 86400,
         description="How long PacSpace remembers a key: what a former owner left in doubt for"
         " longer stops its partition.",
-    )
-    receipts: Annotated[Literal["on", "off"], Lower] = Field(
-        "on",
-        description="Whether each settled batch leaves a receipt; without, nothing can be explained"
-        " afterwards, and a successor sends again what was acknowledged and not yet committed.",
-    )
-    receipts_topic: TopicName | None = Field(
-        None,
-        description="Topic of the receipts; unset means `<topic>.receipts` for each topic.",
     )
     http_listen: Listen = Field(
         Address("127.0.0.1", 8080),
@@ -339,10 +360,6 @@ class Settings(PacspaceSettings, KafkaSettings, EventSettings):
     def dead_letter_topic_for(self, topic: str) -> str:
         """Where the records of a usage topic go that cannot be settled."""
         return self.dead_letter_topic or f"{topic}.dead-letters"
-
-    def receipts_topic_for(self, topic: str) -> str:
-        """Where the receipts of a usage topic's batches go."""
-        return self.receipts_topic or f"{topic}.receipts"
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Adds bounds that cross each other, and dead letters that would be read again."""

@@ -197,6 +197,11 @@ class Telemetry:
             "1 while PacSpace refuses everything (key, credit, permission), else 0.",
             registry=self.registry,
         )
+        self.held_seconds = Gauge(
+            "ingester_held_seconds",
+            "Seconds until the next request, while PacSpace wants none (429, 503) or refuses all.",
+            registry=self.registry,
+        )
         self.in_flight = Gauge(
             "ingester_requests_in_flight",
             "Requests without an answer.",
@@ -358,7 +363,7 @@ class Telemetry:
             partition=str(halt.partition),
             reason=halt.reason,
             detail="nothing of it is lost or committed past, and the other partitions go on; mend"
-            " the cause, then decide with `ingester resolve`, or restart this worker: it tries"
+            " the cause; then decide with `ingester resolve`, or restart this worker: it tries"
             " again from the committed offset",
         )
 

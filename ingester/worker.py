@@ -96,6 +96,7 @@ def limits_of(settings: Settings) -> Limits:
         ),
         in_doubt=settings.in_doubt,
         receipts=settings.receipts == "on",
+        requests_per_second_max=settings.requests_per_second_max,
     )
 
 
@@ -117,6 +118,7 @@ class Worker:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         # Everything that commands started and that has not ended; each removes itself.
+        self._assignment = object()  # another one for each; compared by whoever waits meanwhile
         self._wake_at: float | None = None
         self._timer: asyncio.Handle | None = None  # what calls `_tick` at `_wake_at`
         self._progress = asyncio.Event()  # set by each fact; drains wait for it
@@ -251,17 +253,22 @@ class Worker:
         """Reopen halted partitions about which somebody has decided."""
         while True:
             await asyncio.sleep(_DECISION_SECONDS)
-            halted = [
-                name for name in self._pipeline.partitions if self._pipeline.may_be_reopened(name)
-            ]
+            halted = {
+                name: state
+                for name, state in self._pipeline.partitions.items()
+                if self._pipeline.may_be_reopened(name)
+            }
             if not halted or self._settings.receipts == "off":
                 continue
+            assignment = self._assignment
             try:
                 decided = await self._decisions.taken(halted)
                 starts = await self.look_up(decided) if decided else {}
             except IngesterError as error:
                 self._telemetry.decisions_retried(str(error))
                 continue
+            if self._assignment is not assignment:
+                continue  # by others meanwhile, perhaps, more was settled than was looked up
             for name, start in starts.items():
                 if self._pipeline.may_be_reopened(name):
                     self._consumer.seek(name, start.offset)
@@ -321,6 +328,7 @@ class Worker:
 
     def partitions_assigned(self, starts: Mapping[TopicPartition, Start]) -> None:
         """Begin anew with what the group gave."""
+        self._assignment = object()
         self._handle(PartitionsAssigned(starts, time.time()))
         self._telemetry.partitions_assigned(starts)
 

@@ -23,6 +23,7 @@ def test_no_summary_is_cut() -> None:
         "check",
         "emit",
         "balance",
+        "resolve",
         "simulate",
         "demo",
     }
@@ -38,6 +39,7 @@ def test_no_summary_is_cut() -> None:
         ("check", "  ingester check --config ingester.toml --json\n"),
         ("emit", "  ingester emit settlement-2025-06 customer-acme -5\n"),
         ("balance", "  ingester balance settlement-2025-06 --expect 500 --json\n"),
+        ("resolve", "  ingester resolve usage:3:4100\n"),
         ("simulate", '"every_nth": 10}, "effect": {"kind": "lose"}},\n'),
         ("demo", "  ingester demo --keep\n"),
     ],

@@ -1,0 +1,194 @@
+"""What a group has in doubt, as anybody outside of it sees it in Kafka; changes nothing.
+
+In doubt is a batch whose intent is recorded and that has no receipt. Whether a worker has halted
+its partition, or is just sending it, is not to be seen here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ingester.core.batch import Batch, BatchBuilder, BatchLimits
+from ingester.core.event import event_decoder
+from ingester.core.intent import Intent, Ledger, Range, Unreadable, decode
+from ingester.core.messages import Commit, Start
+from ingester.core.receipt import Note, Resolution
+from ingester.core.record import TopicPartition
+from ingester.core.start import start_of
+from ingester.errors import RefusedError
+from ingester.kafka import beginning_offsets, end_offsets
+from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
+from ingester.kafka_range import RangeReader
+from ingester.receipts import Receipts
+from ingester.settings import EventSettings, LedgerSettings
+
+
+class DoubtSettings(LedgerSettings, EventSettings):
+    """Where the group keeps what is in doubt, and what its events are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a partition's committed offset, its log and its notes say together."""
+
+    name: TopicPartition
+    commit: Commit
+    log_begins: int
+    log_ends: int
+    start: Start
+    """Where a worker would begin now."""
+    notes: Sequence[Note]
+    """Those about what is above the committed offset, oldest first."""
+    owner: str | None
+    """The host of the worker that has the partition, if one has."""
+
+    @property
+    def unreadable(self) -> str | None:
+        """Why it is not known what is in doubt, if it is not."""
+        ledger = decode(self.commit.next_offset, self.commit.metadata)
+        return self.start.halt_reason if isinstance(ledger, Unreadable) else None
+
+    @property
+    def has_ledger(self) -> bool:
+        """Whether the committed offset says what was in doubt, be it nothing."""
+        return isinstance(decode(self.commit.next_offset, self.commit.metadata), Ledger)
+
+    @property
+    def in_doubt(self) -> Sequence[Intent]:
+        """In offset order, those included about which a decision was not acted upon yet."""
+        return [each for each in self.start.ledger.intents if each.range not in self.start.settled]
+
+    def doubts_at(self, offset: int | None) -> Sequence[Intent]:
+        """Return what is in doubt at an offset; all of it for None."""
+        return [
+            each
+            for each in self.in_doubt
+            if offset is None or each.first_offset <= offset < each.next_offset
+        ]
+
+    @property
+    def gap(self) -> Range | None:
+        """What cannot be settled because the log has lost it, the rest of its batches included."""
+        if self.unreadable or self.start.offset >= self.log_begins:
+            return None
+        begun = [each for each in self.start.ledger.intents if each.first_offset < self.log_begins]
+        ends = (each.next_offset for each in begun)
+        return self.start.offset, max([self.log_begins, *ends])
+
+    def decision_on(self, intent: Intent) -> Resolution | None:
+        """Return what was last decided about a batch in doubt."""
+        decisions = [each for each in self.notes if isinstance(each, Resolution)]
+        concerning = (
+            each
+            for each in reversed(decisions)
+            if (each.first_offset, each.next_offset) == intent.range
+        )
+        return next(concerning, None)
+
+    @property
+    def missing_offsets(self) -> int:
+        """How many of the gap are not in the log and not settled; they need not be records."""
+        known = {*self.start.settled, *self.start.acknowledged}
+        offsets = sum(
+            max(0, min(each.next_offset, self.log_begins) - each.first_offset)
+            for each in self.start.ledger.intents
+            if each.range in known
+        )
+        return max(0, self.log_begins - self.start.offset - offsets)
+
+    def note_on(self, offset: int) -> Note | None:
+        """Return the newest note whose range covers an offset."""
+        covering = (note for note in self.notes if note.first_offset <= offset < note.next_offset)
+        return max(covering, key=self.notes.index, default=None)
+
+
+async def standings(
+    settings: LedgerSettings, topics: Sequence[str], partition: int | None = None
+) -> Sequence[Standing]:
+    """Look at the partitions of which the group has committed something, or at one of them.
+
+    UnavailableError for a missing topic; RefusedError where the login may not see what it needs.
+    """
+    admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
+    receipts = Receipts(settings)
+    counts = await _partition_counts(admin, settings, topics)
+    stored = await admin.committed_offsets(settings.group_id)
+    commits = {
+        name: commit
+        for name, commit in sorted(stored.items())
+        if name.topic in topics
+        and partition in {None, name.partition}
+        and name.partition < counts[name.topic]
+    }
+    beginnings = await beginning_offsets(settings, commits)
+    ends = await end_offsets(settings, commits)
+    with_notes = {
+        name: commit
+        for name, commit in commits.items()
+        if settings.receipts == "on"
+        and name.partition < counts[settings.receipts_topic_for(name.topic)]
+    }
+    notes = await receipts.notes(with_notes, beginnings)
+    owners = await admin.owners(settings.group_id)
+    return [
+        Standing(
+            name,
+            commit,
+            beginnings[name],
+            ends[name],
+            start_of(
+                name,
+                commit,
+                log_begins=beginnings[name],
+                receipts_end=0,
+                notes=notes.get(name, ()),
+            ),
+            [note for _, note in notes.get(name, ())],
+            owners.get(name),
+        )
+        for name, commit in commits.items()
+    ]
+
+
+async def _partition_counts(
+    admin: KafkaAdmin, settings: LedgerSettings, topics: Sequence[str]
+) -> Mapping[str, int]:
+    """How many partitions each topic and its receipts topic have; 0 where there is none yet."""
+    receipts_topics = [settings.receipts_topic_for(topic) for topic in topics]
+    asked = list(dict.fromkeys([*topics, *receipts_topics]))
+    facts = await admin.describe(asked, settings.group_id)
+    for topic in asked:
+        if topic in facts.refused_topics:
+            raise RefusedError(
+                f"the login may not see the topic {topic}. Have the cluster's administrator grant"
+                " READ and DESCRIBE on it."
+            )
+    for topic in topics:
+        if not facts.partitions.get(topic):
+            raise admin.missing_topic(topic)
+    return {topic: facts.partitions.get(topic) or 0 for topic in asked}
+
+
+async def formed(settings: DoubtSettings, standing: Standing) -> Mapping[Range, Batch]:
+    """Form again what is in doubt; left out is what the log or the settings do not give any more.
+
+    UnavailableError when the log cannot be read now.
+    """
+    limits = BatchLimits(sys.maxsize, settings.body_bytes_max, linger_seconds=0)
+    decode_event = event_decoder(settings.unknown_members)
+    reader = RangeReader(settings)
+    batches = {}
+    try:
+        for intent in standing.in_doubt:
+            if intent.first_offset < standing.log_begins or intent.next_offset > standing.log_ends:
+                continue
+            records = await reader.read(standing.name, *intent.range)
+            if records:
+                batch = BatchBuilder(standing.name, 0, limits, decode_event).form(records)
+                if batch.intent_digest == intent.digest:
+                    batches[intent.range] = batch
+    finally:
+        await reader.stop()
+    return batches
