@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ingester.core.batch import Batch, BatchBuilder, BatchLimits
 from ingester.core.event import event_decoder
-from ingester.core.refusal import halves
+from ingester.core.refusals import halves
 from tests.support.records import PARTITION, Entry, make_logs
 
 DECODE = event_decoder("refuse")

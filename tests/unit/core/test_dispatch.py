@@ -163,17 +163,18 @@ def test_a_success_after_an_outage_ends_the_backoffs() -> None:
 
 def test_a_batch_that_fails_alone_stays_backed_off() -> None:
     """The successes of others say nothing about it."""
-    dispatching = dispatcher(2)
+    dispatching = dispatcher(4)
     (bad,) = add(dispatching, 1)
     now = 0.0
     for _ in range(4):
-        add(dispatching, 2)
+        add(dispatching, 6)
         under_way = started(dispatching, now)
         assert bad in under_way
         end(dispatching, bad, IN_DOUBT, now, jitter=0.5)
         while good := [each for each in under_way if each is not bad]:
+            now += 0.01
             end_all(dispatching, good, ACKNOWLEDGED, now)
-            under_way = started(dispatching, now + 0.1)
+            under_way = started(dispatching, now)
             assert bad not in under_way
         now += 10.0
 
@@ -221,17 +222,20 @@ def test_a_hold_stops_everything(outcome: Outcome, seconds: float) -> None:
     assert started(dispatching, until) == [deliveries[0]]
 
 
-def test_after_a_hold_one_request_goes_alone() -> None:
-    """Until it succeeds; then all may go."""
+@pytest.mark.parametrize(
+    ("outcome", "then"), [(BLOCKED, 4), (THROTTLED, 3)], ids=["blocked", "throttled"]
+)
+def test_after_a_hold_one_request_goes_alone(outcome: Outcome, then: int) -> None:
+    """Until it succeeds; then as many may go as before, or fewer if there were too many."""
     dispatching = dispatcher(4)
     deliveries = add(dispatching, 8)
-    end_all(dispatching, started(dispatching, 0.0), THROTTLED, 0.0)
+    end_all(dispatching, started(dispatching, 0.0), outcome, 49.0)
 
-    (probe,) = started(dispatching, 20.0)
-    assert started(dispatching, 50.0) == []
+    (probe,) = started(dispatching, 60.0)
+    assert started(dispatching, 61.0) == []
     assert dispatching.wake_at() is None
-    end(dispatching, probe, ACKNOWLEDGED, 50.0)
-    assert len(started(dispatching, 50.0)) == 4
+    end(dispatching, probe, ACKNOWLEDGED, 61.0)
+    assert len(started(dispatching, 61.0)) == then
     assert probe in deliveries
 
 

@@ -145,7 +145,7 @@ def test_no_more_is_intended_than_the_metadata_has_room_for() -> None:
 
 def test_a_full_ledger_whose_commit_failed_is_recorded_all_the_same() -> None:
     """Its batches have their room already; to look for more would be a stall."""
-    limits = dataclasses.replace(LIMITS, batch=BatchLimits(1, 1000, 5.0))
+    limits = dataclasses.replace(LIMITS, batch=BatchLimits(1, 1000, 5.0), requests_in_flight_max=3)
     scenario = Scenario(limits=limits)
     (commit,) = scenario.raw(scenario.fetched(usage_records(INTENTS_MAX + 5)))
     assert isinstance(commit, CommitOffsets)

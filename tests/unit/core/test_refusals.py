@@ -9,7 +9,7 @@ import pytest
 from ingester.core.batch import Batch, BatchBuilder, BatchLimits
 from ingester.core.delivery import Refused
 from ingester.core.event import Rejection, event_decoder
-from ingester.core.refusal import BodyLimit, halves, without_item
+from ingester.core.refusals import BodyLimit, halves, without_item
 from tests.support.records import PARTITION, LogRecord, usage_records
 
 REFUSED = Refused("HTTP 422: no such account", 422, "invalid", is_api=True, body=b'{"message":1}')
