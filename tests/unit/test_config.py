@@ -494,6 +494,34 @@ def test_plain_http_depends_on_key_and_host(host: str, *, test_key: bool, live_k
             ]
 
 
+def test_dead_letters_are_limited_by_count_and_share_of_a_window() -> None:
+    """By default a thousand in a minute that are most of it, too; none, or any number, if asked."""
+    loaded = settings()
+    assert (
+        loaded.dead_letters_max,
+        loaded.dead_letter_share_max,
+        loaded.dead_letter_window_seconds,
+    ) == (1000, 0.5, 60)
+    strict = settings(INGESTER_DEAD_LETTERS_MAX="0", INGESTER_DEAD_LETTER_SHARE_MAX="0")
+    assert (strict.dead_letters_max, strict.dead_letter_share_max) == (0, 0)
+    assert settings(INGESTER_DEAD_LETTER_SHARE_MAX="1").dead_letter_share_max == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("INGESTER_DEAD_LETTERS_MAX", "-1"),
+        ("INGESTER_DEAD_LETTERS_MAX", "1.5"),
+        ("INGESTER_DEAD_LETTER_SHARE_MAX", "50"),
+        ("INGESTER_DEAD_LETTER_SHARE_MAX", "nan"),
+        ("INGESTER_DEAD_LETTER_WINDOW_SECONDS", "0"),
+    ],
+)
+def test_a_limit_of_dead_letters_that_is_none_is_refused(variable: str, value: str) -> None:
+    """A share is no percentage, and a window without time holds nothing."""
+    assert problem(**{variable: value}).startswith(f"{variable} is '{value}'")
+
+
 def test_dead_letters_have_a_topic_beside_their_source() -> None:
     """Each usage topic has its own dead-letter topic unless one is named for all."""
     assert settings().dead_letter_topic_for("usage") == "usage.dead-letters"
