@@ -35,7 +35,7 @@ class Receipts:
 
     def __init__(self, settings: LedgerSettings) -> None:
         self._settings = settings
-        self._writer = RecordWriter(settings, compress=False)
+        self._writer: RecordWriter | None = None  # made by `start`: who only reads needs none
         self._read_up_to: dict[TopicPartition, int] = {}
         # By the source's partition: written by `starts`, read to tell new decisions from old.
 
@@ -56,11 +56,13 @@ class Receipts:
 
     async def start(self) -> None:
         """Connect; UnavailableError when no broker answers."""
+        self._writer = RecordWriter(self._settings, compress=False)
         await self._writer.start()
 
     async def stop(self) -> None:
         """Give what is under way a moment, and disconnect."""
-        await self._writer.stop()
+        if self._writer is not None:
+            await self._writer.stop()
 
     async def write(self, receipt: WriteReceipt) -> int | str:
         """Append a receipt; return its offset, or why the broker does not have it."""
@@ -77,6 +79,7 @@ class Receipts:
         return await self._append(source, encode_resolution(resolution))
 
     async def _append(self, source: TopicPartition, value: bytes) -> int:
+        assert self._writer is not None, "nothing is written before the start"
         topic, partition = self.partition_for(source)
         written = await self._writer.send(topic, value, str(source).encode(), partition)
         return (await written).offset

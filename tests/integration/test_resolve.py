@@ -1,0 +1,306 @@
+"""`ingester resolve` beside a group that has stopped: what it shows, refuses and writes."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pytest
+from aiokafka.admin import RecordsToDelete
+from aiokafka.structs import TopicPartition
+
+from ingester.core.receipt import Receipt
+from ingester.local_kafka import LocalKafka, free_ports
+from tests.conftest import TopicFactory
+from tests.support.kafka import admin, produce, read_all
+from tests.support.planted_commits import plant, plant_intents
+from tests.support.processes import Ingesters
+from tests.support.workers import totals, usage
+
+EVENTS = usage(60)
+WHY = ("--reason", "looked it up")
+
+
+@dataclass
+class Books:
+    """A group that has committed 20, with [20,30), [30,40) and [40,50) intended and the second of
+    them receipted.
+    """
+
+    servers: str
+    topic: str
+    group: str
+    ingesters: Ingesters
+
+    def resolve(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run the command with the settings of Kafka alone."""
+        changed = {f"INGESTER_{name.upper()}": value for name, value in settings.items()}
+        return self.ingesters.run("resolve", *arguments, settings={**self.settings(), **changed})
+
+    def settings(self) -> dict[str, str]:
+        return {
+            "INGESTER_KAFKA_BOOTSTRAP_SERVERS": self.servers,
+            "INGESTER_TOPIC": self.topic,
+            "INGESTER_GROUP_ID": self.group,
+        }
+
+    def shown(self, *arguments: str, **settings: str) -> dict[str, Any]:
+        """What `--json` says of the only partition."""
+        ended = self.resolve(*arguments, "--json", **settings)
+        assert ended.returncode == 0, ended.stderr
+        (partition,) = json.loads(ended.stdout)["partitions"]
+        return dict(partition)
+
+    async def notes(self) -> list[dict[str, Any]]:
+        """The notes behind the receipt."""
+        return [
+            json.loads(record.value)
+            for record in await read_all(self.servers, f"{self.topic}.receipts")
+        ][1:]
+
+
+@pytest.fixture
+async def books(kafka: LocalKafka, topic: TopicFactory, ingesters: Ingesters) -> Books:
+    """See `Books`."""
+    name = await topic()
+    made = Books(kafka.bootstrap_servers, name, f"group-of-{name}", ingesters)
+    receipts = await topic(name=f"{name}.receipts")
+    await produce(made.servers, name, EVENTS)
+    ranges = [(20, 30), (30, 40), (40, 50)]
+    await plant_intents(made.servers, made.group, name, 20, ranges, age_seconds=3600)
+    receipt = Receipt(
+        topic=name,
+        partition=0,
+        first_offset=30,
+        next_offset=40,
+        idempotency_key="key",
+        batch_id="batch_7",
+        http_status=202,
+        items=10,
+        dead_letters=0,
+        bits=1,
+        bits_by_key={},
+        body_digest="",
+        attempts=1,
+        settled_at="2025-06-10T14:30:00Z",
+    )
+    await produce(made.servers, receipts, [msgspec.json.encode(receipt)])
+    return made
+
+
+def test_shows_what_is_in_doubt_and_what_it_holds(books: Books) -> None:
+    """Range, age, items and bits by key of each batch without receipt, for people and programs."""
+    listed = books.resolve()
+    detailed = books.resolve(f"{books.topic}:0:45")
+    shown = books.shown(books.topic)
+
+    assert listed.returncode == detailed.returncode == 0
+    heading, first, second = listed.stdout.splitlines()
+    assert heading.split() == [
+        "PARTITION", "RANGE", "SINCE", "AGE", "ITEMS", "BITS", "KEY", "DECIDED", "WORKER"
+    ]  # fmt: skip
+    assert first.startswith(f"{books.topic}:0  [20,30)")
+    assert second.startswith(f"{books.topic}:0  [40,50)")
+    assert "[20,30)" not in detailed.stdout
+    assert shown["committedOffset"] == shown["nextOffset"] == 20
+    assert shown["worker"] is shown["gap"] is shown["unreadable"] is None
+    doubts = {each["firstOffset"]: each for each in shown["inDoubt"]}
+    assert list(doubts) == [20, 40]
+    for first_offset, doubt in doubts.items():
+        held = EVENTS[first_offset : first_offset + 10]
+        by_key = {key: total["bits"] for key, total in totals(held).items()}
+        assert doubt["nextOffset"] == first_offset + 10
+        assert 3600 <= doubt["ageSeconds"] < 3700
+        assert doubt["decision"] is None
+        assert doubt["batch"]["items"] == 10
+        assert doubt["batch"]["bitsByKey"] == by_key
+        assert doubt["batch"]["bits"] == sum(by_key.values())
+        assert doubt["batch"]["idempotencyKey"] in listed.stdout
+    for key, bits in doubts[40]["batch"]["bitsByKey"].items():
+        assert f"  {bits} for {key}\n" in detailed.stdout
+
+
+def test_says_that_nothing_is_in_doubt(books: Books) -> None:
+    """A group that has committed nothing is told from one with doubts by a sentence."""
+    listed = books.resolve(group_id="nobody")
+
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert listed.stdout == f"Nothing of {books.topic} is in doubt in the group nobody.\n"
+
+
+async def test_a_batch_that_cannot_be_formed_is_shown_without_contents(books: Books) -> None:
+    """By other settings than it was sent by, nothing wrong is said of what a batch holds."""
+    odd = {**EVENTS[0], "note": "an unknown member"}
+    (written,) = await produce(books.servers, books.topic, [odd])
+    await plant_intents(books.servers, books.group, books.topic, 60, [(60, 61)])
+    assert books.shown()["inDoubt"][0]["batch"]["deadLetters"] == 1
+
+    detailed = books.resolve(f"{books.topic}:0:{written.offset}", unknown_members="ignore")
+
+    assert "cannot be formed" in detailed.stdout
+    assert "INGESTER_UNKNOWN_MEMBERS or INGESTER_BODY_BYTES_MAX differ" in detailed.stdout
+    assert "It holds" not in detailed.stdout
+
+
+@pytest.mark.parametrize(
+    ("target", "decision", "said"),
+    [
+        (
+            "{topic}:0:30",
+            "acknowledged",
+            "PacSpace acknowledged it as batch_7, says its receipt of",
+        ),
+        ("{topic}:0:19", "acknowledged", "is settled: the committed offset is 20"),
+        ("{topic}:0:50", "acknowledged", "in doubt in {topic}:0: [20,30), [40,50)"),
+        (
+            "{topic}:0:20",
+            "skipped",
+            "cannot be skipped: the log begins at 0, 20 is the next offset",
+        ),
+        ("{topic}:7:20", "acknowledged", "has committed nothing of {topic}:7"),
+        ("other:0:20", "acknowledged", "other is none of INGESTER_TOPIC ({topic})"),
+        ("{topic}:0", "acknowledged", "name TOPIC:PARTITION:OFFSET"),
+        ("{topic}:0:x", "acknowledged", "should be TOPIC, TOPIC:PARTITION or"),
+        ("{topic}:0:99999999999999999999", "acknowledged", "should be TOPIC, TOPIC:PARTITION or"),
+    ],
+)
+async def test_what_is_not_in_doubt_is_not_decided(
+    books: Books, target: str, decision: str, said: str
+) -> None:
+    """Exit code 64 with the reason and what is in doubt instead; nothing is written."""
+    ended = books.resolve(target.format(topic=books.topic), "--as", decision, *WHY)
+
+    assert ended.returncode == 64
+    assert said.format(topic=books.topic) in ended.stderr
+    assert ended.stdout == ""
+    assert await books.notes() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--as", "acknowledged"), "--reason TEXT is kept with the decision"),
+        (("--as", "acknowledged", "--reason", " "), "--reason TEXT is kept with the decision"),
+        (("--reason", "why"), "go with a decision: --as"),
+        (("--dry-run",), "go with a decision: --as"),
+        (("--as", "forgotten", *WHY), "'forgotten' is not one of"),
+    ],
+)
+def test_a_decision_is_whole(ingesters: Ingesters, arguments: tuple[str, ...], said: str) -> None:
+    """Exit code 64 before Kafka is asked, when what makes a decision is missing."""
+    (port,) = free_ports(1)
+    settings = {"INGESTER_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{port}", "INGESTER_TOPIC": "usage"}
+
+    ended = ingesters.run("resolve", "usage:0:20", *arguments, settings=settings)
+
+    assert ended.returncode == 64
+    assert said in ended.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("usage:0:20", "--as", "acknowledged", *WHY)])
+def test_without_kafka(ingesters: Ingesters, arguments: tuple[str, ...]) -> None:
+    """Exit code 69 with the address that does not answer."""
+    (port,) = free_ports(1)
+    settings = {"INGESTER_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{port}", "INGESTER_TOPIC": "usage"}
+
+    ended = ingesters.run("resolve", *arguments, settings=settings)
+
+    assert ended.returncode == 69
+    assert f"127.0.0.1:{port} refuses connections" in ended.stderr
+
+
+def test_a_missing_topic(books: Books) -> None:
+    """Exit code 69 with the command that would create it."""
+    ended = books.resolve(topic="usage-nowhere")
+
+    assert ended.returncode == 69
+    assert "has no topic usage-nowhere" in ended.stderr
+
+
+async def test_without_receipts_there_is_nothing_to_decide_by(books: Books) -> None:
+    """Exit code 78 for a decision, which would not be read; what is intended is shown."""
+    ended = books.resolve(f"{books.topic}:0:20", "--as", "acknowledged", *WHY, receipts="off")
+
+    assert ended.returncode == 78
+    assert "INGESTER_RECEIPTS is off" in ended.stderr
+    assert [each["firstOffset"] for each in books.shown(receipts="off")["inDoubt"]] == [20, 30, 40]
+    assert await books.notes() == []
+
+
+async def test_a_dry_run_writes_nothing(books: Books) -> None:
+    """It says what would be decided about which range."""
+    ended = books.resolve(f"{books.topic}:0:25", "--as", "acknowledged", *WHY, "--dry-run")
+
+    assert ended.returncode == 0
+    assert f"{books.topic}:0[20,30) is passed without being sent again" in ended.stdout
+    assert "Nothing is written" in ended.stdout
+    assert await books.notes() == []
+
+
+async def test_a_decision_is_kept_with_who_took_it_and_why(books: Books) -> None:
+    """The note names the batch's whole range; the same decision is not taken twice, another is."""
+    ended = books.resolve(f"{books.topic}:0:25", "--as", "acknowledged", *WHY, "--json")
+
+    said = json.loads(ended.stdout)
+    (note,) = await books.notes()
+    assert (note["firstOffset"], note["nextOffset"]) == (20, 30)
+    assert note["by"] == f"{getpass.getuser()}@{socket.gethostname()}"
+    assert note == {name: said[name] for name in note}
+    assert (said["receiptsTopic"], said["receiptsOffset"]) == (f"{books.topic}.receipts", 1)
+    decided = books.shown()["inDoubt"][0]["decision"]
+    assert decided == {name: note[name] for name in decided}
+    again = books.resolve(f"{books.topic}:0:20", "--as", "acknowledged", *WHY)
+    assert again.returncode == 64
+    assert f"is decided: acknowledged, by {note['by']} at {note['decidedAt']}" in again.stderr
+
+    changed = books.resolve(f"{books.topic}:0:20", "--as", "resend", *WHY, "--by", "ann")
+
+    assert changed.returncode == 0
+    assert "warning: " in changed.stderr
+    assert [each["decision"] for each in await books.notes()] == ["acknowledged", "resend"]
+
+
+async def test_what_was_skipped_is_not_skipped_again(books: Books) -> None:
+    """A gap is passed once, with the batches that begin in it; what lies behind stays in doubt."""
+    async with admin(books.servers) as client:
+        where = TopicPartition(books.topic, 0)
+        await client.delete_records({where: RecordsToDelete(before_offset=25)})
+    shown = books.shown()
+    assert shown["gap"] == {"firstOffset": 20, "nextOffset": 30, "missingOffsets": 5}
+    assert shown["inDoubt"][0]["batch"] is None
+    assert "retention overtook the committed offset" in books.resolve().stdout
+    target = f"{books.topic}:0:20"
+
+    resent = books.resolve(target, "--as", "resend", *WHY)
+    skipped = books.resolve(target, "--as", "skipped", *WHY)
+    again = books.resolve(target, "--as", "skipped", *WHY)
+
+    assert resent.returncode == 64
+    assert "begins at offset 25: what was before it cannot be sent again" in resent.stderr
+    assert "5 offsets are missing, and it is not known what was in them" in skipped.stdout
+    assert "In doubt in it: [20,30); PacSpace may have counted that, or not" in skipped.stdout
+    assert again.returncode == 64
+    assert "is decided: skipped, by" in again.stderr
+    (note,) = await books.notes()
+    assert (note["decision"], note["firstOffset"], note["nextOffset"]) == ("skipped", 20, 30)
+    assert [each["firstOffset"] for each in books.shown()["inDoubt"]] == [40]
+
+
+async def test_a_partition_without_doubts_is_tried_again(books: Books) -> None:
+    """`resend` at the next offset to be settled, and at no other, is a decision about nothing."""
+    await plant(books.servers, books.group, books.topic, 20, "")
+
+    elsewhere = books.resolve(f"{books.topic}:0:21", "--as", "resend", *WHY)
+    here = books.resolve(f"{books.topic}:0:20", "--as", "resend", *WHY)
+
+    assert elsewhere.returncode == 64
+    assert "20 is the next offset to be settled" in elsewhere.stderr
+    assert here.returncode == 0
+    assert f"{books.topic}:0 is tried again from offset 20 on" in here.stdout
+    (note,) = await books.notes()
+    assert (note["firstOffset"], note["nextOffset"]) == (20, 21)
