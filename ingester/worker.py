@@ -276,12 +276,20 @@ class Worker:
                     self._telemetry.partition_reopened(name, start)
 
     async def _drain(self) -> bool:
-        self._handle(DrainRequested())
-        return await self._drained_in_time()
+        """Settle what was read for half of the time, then only what may have been applied.
 
-    async def _drained_in_time(self) -> bool:
+        A backlog that was cut off at the deadline would leave batches in doubt.
+        """
+        half_seconds = self._settings.drain_seconds / 2
+        self._handle(DrainRequested())
+        if await self._drained_within(half_seconds):
+            return True
+        self._handle(RevocationStarted())
+        return await self._drained_within(half_seconds)
+
+    async def _drained_within(self, seconds: float) -> bool:
         try:
-            async with asyncio.timeout(self._settings.drain_seconds):
+            async with asyncio.timeout(seconds):
                 while not self._pipeline.drained:
                     self._progress.clear()
                     await self._progress.wait()
@@ -304,7 +312,7 @@ class Worker:
         """Drain first, fence second: what is in doubt gets its time, then everything ends."""
         partitions = list(self._pipeline.partitions)
         self._handle(RevocationStarted())
-        drained = await self._drained_in_time()
+        drained = await self._drained_within(self._settings.drain_seconds)
         self._cancel_tasks()
         self._handle(PartitionsRevoked())
         if partitions:

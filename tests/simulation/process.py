@@ -238,8 +238,15 @@ class Process:
     def drain(self) -> None:
         """Settle what was read, and leave; as a rule in time."""
         self.leaving = True
+        self.after(DRAIN_SECONDS_MAX, self._finish)
         self.after(DRAIN_SECONDS_MAX * 2, lambda: self._leave(rough=True))
         self.feed(DrainRequested())
+
+    def _finish(self) -> None:
+        """Begin nothing more, so as not to be cut off in the middle of it."""
+        if self._assigned and not self._revoking:
+            self.conduct.revocation_started()
+            self.feed(RevocationStarted())
 
     def _leave(self, *, rough: bool = False) -> None:
         if self.alive:
