@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -10,10 +11,18 @@ from random import Random
 
 from tests.support.workers import Worker
 from tests.torture.endpoint import Moment
-from tests.torture.stage import EXIT_UNSETTLED, SESSION_SECONDS, Round, until
+from tests.torture.stage import (
+    EXIT_UNSETTLED,
+    SESSION_SECONDS,
+    WAIT_SECONDS_MAX,
+    Round,
+    StuckError,
+    until,
+)
 from tests.torture.trap import Step, Trap
 
 _BURST = 120
+_BURST_PAUSE_SECONDS = 3.0  # of silence, in which a worker settles what there is
 _POISONED = 4
 _ANSWER_SECONDS_MAX = 0.005  # how far a worker may get on after an answer before it is killed
 _AWHILE_SECONDS_MAX = 0.4 * SESSION_SECONDS  # within a drain, which takes 0.8 of the session
@@ -120,7 +129,7 @@ class Chain:
             await round_.assigned(victim)
             await round_.assigned(self._next)
         trap = await self._bring_about(point, victim)
-        await until(f"{victim.address} is at {point.name!r}", trap.sprung.is_set, round_.state)
+        await self._sprung(trap, point)
         round_.trap = None
         await round_.killed(victim, point.name)
         round_.endpoint.release()
@@ -153,6 +162,19 @@ class Chain:
             round_.trap = trap
             round_.endpoint.release()
         return trap
+
+    async def _sprung(self, trap: Trap, point: Point) -> None:
+        """Wait for the trap; where it is load that brings the worker there, go on with it."""
+        deadline = time.monotonic() + WAIT_SECONDS_MAX
+        while not trap.sprung.is_set():
+            try:
+                await asyncio.wait_for(trap.sprung.wait(), _BURST_PAUSE_SECONDS)
+            except TimeoutError:
+                if time.monotonic() > deadline:
+                    at = f"{trap.worker.address} is at {point.name!r}"
+                    raise StuckError(f"no kill before {at}; {self._round.state()}") from None
+                if point.scene is Scene.LOAD:
+                    await self._round.produce(_BURST, poisoned=_POISONED)
 
     async def _hold(self, victim: Worker) -> None:
         """Have requests of the victim at the endpoint, applied or not, and unanswered."""
