@@ -130,7 +130,7 @@ class Round:
             self._watch(self._stage.proxy)
             try:
                 yield self
-            except (StuckError, TimeoutError, AssertionError) as error:
+            except Exception as error:  # noqa: BLE001 - one round must not cost the report of all
                 self.outcome.violations.append(f"{type(error).__name__}: {error}")
             finally:
                 self.outcome.events = sum(each.event is not None for each in self.produced)
@@ -288,6 +288,9 @@ class Round:
     def _unwatch(self, proxy: KafkaProxy) -> None:
         proxy.before.clear()
         proxy.after.clear()
+        if proxy.failure is not None:
+            self.outcome.violations.append(f"a hook of the proxy failed: {proxy.failure!r}")
+            proxy.failure = None
 
     async def _before(self, exchange: Exchange) -> Verdict:
         return self._sprung(self.steps.before(exchange), Moment.HELD, exchange)
