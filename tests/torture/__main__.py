@@ -24,6 +24,7 @@ from tests.torture.schedule import Act, schedule
 from tests.torture.stage import Stage
 
 _EXIT_VIOLATED = 1
+_EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 _err = Console(stderr=True, highlight=False)
 
@@ -53,6 +54,8 @@ def main(
     outcomes: list[Outcome] = []
     try:
         asyncio.run(_play(acts, seed, folder.absolute(), outcomes))
+    except KeyboardInterrupt:
+        _say("interrupted: this is what there is so far")
     except IngesterError as error:
         _err.print(f"torture: {error}", markup=False)
         sys.exit(error.exit_code)
@@ -67,6 +70,8 @@ def main(
     if any(outcome.violations for outcome in outcomes):
         _say(f"something is wrong, see above; the logs of those rounds are in {folder}")
         sys.exit(_EXIT_VIOLATED)
+    if len(outcomes) < len(acts):
+        sys.exit(_EXIT_INTERRUPTED)
 
 
 async def _play(acts: list[Act], seed: int, folder: Path, outcomes: list[Outcome]) -> None:
