@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import tempfile
 import time
@@ -376,6 +377,7 @@ def main(arguments: Sequence[str]) -> int:
         for scenario in SCENARIOS:
             print(f"{scenario.name}: {scenario.claim}")
         return 0
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it warns of what is done to it
     return 0 if run_failover(lambda line: print(line, flush=True), arguments) else 1
 
 
