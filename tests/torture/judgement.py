@@ -49,7 +49,8 @@ async def judge(round_: Round, servers: str) -> None:
     outcome.unnamed = sorted(again - _named(round_, receipts))
     for name, worker in round_.workers.items():
         log = worker.process.log()
-        if worker.process.exit_code == _EXIT_BUG or "Traceback" in log:
+        outcome.tracebacks += log.count('"exception":')
+        if worker.process.exit_code == _EXIT_BUG or "\nTraceback" in log:
             outcome.violations.append(f"{name} ended by a bug:\n{log[-2000:]}")
         if outcome.in_doubt_policy == "retry" and worker.events("partition.halted"):
             reason = worker.events("partition.halted")[0]["reason"]

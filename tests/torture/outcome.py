@@ -46,6 +46,8 @@ class Outcome:
     own_exits: dict[int, int] = field(default_factory=dict)
     """Exit codes of workers that nobody had asked to end."""
     halted: int = 0
+    tracebacks: int = 0
+    """Log lines that carry one, and should not."""
     violations: list[str] = field(default_factory=list)
 
     @property

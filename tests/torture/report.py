@@ -101,6 +101,8 @@ def as_markdown(outcomes: Sequence[Outcome]) -> str:
         parts.append(f"Workers ended by themselves, or with something unsettled: {codes}.")
     if unnamed := sum(len(each.unnamed) for each in outcomes):
         parts.append(f"Doubles that no receipt and no log line shows as sent again: {unnamed}.")
+    if tracebacks := sum(each.tracebacks for each in outcomes):
+        parts.append(f"Log lines of workers that carry a traceback: {tracebacks}.")
     parts += [
         f"VIOLATION in {each.name}: {violation}"
         for each in outcomes

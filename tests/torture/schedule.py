@@ -18,6 +18,7 @@ _CHAIN_KILLS_MIN = 20  # for each round that halts, so that the others keep thei
 _STORM_KILLS = 25
 _HALTING_STORM_KILLS = 10
 _STORM_PARTITIONS = 8
+_HALTING_STORM_PARTITIONS = 24  # some for each of its kills
 _IGNORED_EVERY = 4  # one round of so many is with an endpoint that ignores keys
 _HALTING_POINTS = ("intent stored", "request arrived", "request applied", "receipt held")
 
@@ -32,6 +33,7 @@ class Act:
     honours_keys: bool = True
     in_doubt: Literal["retry", "halt"] = "retry"
     static: bool = False
+    partitions: int = 4
 
     @property
     def kills(self) -> int:
@@ -44,7 +46,7 @@ class Act:
             stage,
             self.name,
             Random(f"{seed} {self.name}"),
-            partitions=4 if self.points else _STORM_PARTITIONS,
+            partitions=self.partitions,
             honours_keys=self.honours_keys,
             in_doubt=self.in_doubt,
         )
@@ -80,16 +82,22 @@ def _chains(kills: int, seed: int) -> Iterator[Act]:
 
 
 def _storms(kills: int) -> Iterator[Act]:
-    halting = min(_HALTING_STORM_KILLS, kills // 2)
-    for number, first in enumerate(range(0, kills - halting, _STORM_KILLS)):
+    for number, first in enumerate(range(0, kills, _STORM_KILLS)):
         yield Act(
             f"random-{number}",
-            random_kills=min(_STORM_KILLS, kills - halting - first),
+            random_kills=min(_STORM_KILLS, kills - first),
             honours_keys=_honours(number),
             static=number % 2 == 1,
+            partitions=_STORM_PARTITIONS,
         )
-    if halting:
-        yield Act("random-halting", random_kills=halting, honours_keys=False, in_doubt="halt")
+    # On top of the others: it ends with fewer kills when everything is halted before.
+    yield Act(
+        "random-halting",
+        random_kills=min(_HALTING_STORM_KILLS, kills),
+        honours_keys=False,
+        in_doubt="halt",
+        partitions=_HALTING_STORM_PARTITIONS,
+    )
 
 
 def _honours(number: int) -> bool:

@@ -18,7 +18,8 @@ def test_every_point_comes_equally_often(kills: int) -> None:
     acts = schedule(kills, 1)
     named = [point for act in acts for point in act.points]
     assert len(named) == kills
-    assert sum(act.random_kills for act in acts) == kills
+    retrying = [act for act in acts if act.in_doubt == "retry"]
+    assert sum(act.random_kills for act in retrying) == kills
     chain = [point for act in acts if act.in_doubt == "retry" for point in act.points]
     counts = Counter(point.name for point in chain)
     counts.pop("receipt stored")
