@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate check bench lock clean
+.PHONY: help demo test simulate torture check bench lock clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ SEED ?= 0
 simulate: $(STAMP) ## the core in SEEDS=10000 unkind worlds from SEED=0 on; SEEDS=1 replays one
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed $(SEED)
 
+KILLS ?= 200
+torture: $(STAMP) ## KILLS=200 workers killed at every step, and as many at random; SEED=0
+	@$(BIN)/python -m tests.torture --kills $(KILLS) --seed $(SEED)
+
 check: $(STAMP) ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -44,4 +48,4 @@ lock: ## pin the newest allowed versions, with hashes and without addresses
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dev pyproject.toml -o requirements-dev.txt $(LOCK)
 
 clean: ## remove what make made
-	rm -rf .venv .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .bench .torture .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -17,7 +17,7 @@ _ERROR_MAX = 0.1  # standard error of a round's mean latency, relative, below wh
 _ROUNDS_BETWEEN_MAX = 32  # between trials that all fail; at the maximum they cost a percent
 _ROUNDS_AT_MAXIMUM = 8  # before fewer are tried there for the first time
 _SMOOTHING = 0.4  # weight of a new round in the latency at a limit; Vector's
-_JUMP = 2.0  # factor on that latency, up or down, after which a trial is due at once
+_JUMP = 2.0  # factor on that latency, up or down, after which a trial is due next
 _DECREASE = 0.9  # after a refusal; Vector's and Netflix's
 _PATIENCE_SECONDS_MIN = 10.0  # for which a limit that was refused is kept away from; it doubles
 _PATIENCE_SECONDS_MAX = 120.0  # each visit costs a hold of a second or more
@@ -28,7 +28,7 @@ _PATIENCE_LOST_SECONDS = 600.0  # without a refusal, after which it begins at it
 _GROWTH_MAX = 0.5
 _GROWTH_MAX_DOUBLING = 0.8  # a doubling too many is undone within a second, one too few takes more
 _GROWTH_MAX_QUIET = 1.25  # latency may be this worker's own: more are kept unless they do harm
-_QUIET_SECONDS = 0.04  # latency up to here is quiet
+_QUIET_SECONDS = 0.03  # latency up to here is quiet
 
 
 class Concurrency:
@@ -91,7 +91,9 @@ class Concurrency:
 
     def _restart(self, now: float) -> None:
         self._failures_in_row = 0
-        self._doubling = 2  # trials that double may fail, when all is quiet; at 0 steps are small
+        self._doubling = (
+            2  # trials that double may fail, where latency is quiet; at 0 steps are small
+        )
         self._upward = True  # where the next trial goes
         self._tried_from = 0  # the limit to return to from a trial; 0 between trials
         self._latency_seconds = 0.0  # what a trial is compared with; 0 is not known
@@ -147,6 +149,9 @@ class Concurrency:
         usual_seconds = self._latency_seconds
         if self._tried_from:
             self._judge(latency_seconds, now)
+        elif not usual_seconds:
+            self._latency_seconds = latency_seconds
+            self._try(now)
         elif usual_seconds / _JUMP < latency_seconds < usual_seconds * _JUMP:
             change = latency_seconds - usual_seconds
             self._latency_seconds += change * _SMOOTHING
@@ -157,10 +162,10 @@ class Concurrency:
             else:
                 self._try(now)
         else:
-            self._upward = not usual_seconds or latency_seconds < usual_seconds
-            self._latency_seconds = latency_seconds
+            self._upward = latency_seconds < usual_seconds
+            self._latency_seconds = 0.0  # this round may be half from before the jump
             self._rounds_between = 1
-            self._try(now)
+            self._begin_round(now)
 
     def _try(self, now: float) -> None:
         """Begin a trial upward or downward, or where there is room."""
@@ -188,7 +193,8 @@ class Concurrency:
             self._keep(latency_seconds, now)
             return
         if self._doubling:
-            self._doubling = self._doubling - 1 if quiet else 0
+            chance = self._latency_seconds <= _QUIET_SECONDS  # one stall is enough to spoil it
+            self._doubling = self._doubling - 1 if chance else 0
         else:
             self._upward = not self._upward
             self._rounds_between = min(2 * self._rounds_between, _ROUNDS_BETWEEN_MAX)

@@ -15,6 +15,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -35,16 +36,32 @@ _PORTS = range(20_000, 32_000)
 _TAIL_LINES = 20
 
 
-class JvmCluster:
-    """The brokers of one cluster, numbered from 0."""
+@dataclass(frozen=True, slots=True)
+class ProxyRoute:
+    """The way through a proxy to one broker: clients are sent to the one port, it to the other."""
 
-    def __init__(self, keeper: Keeper, java: str, jars: Path, brokers: int) -> None:
+    listen_port: int
+    target_port: int
+
+
+class JvmCluster:
+    """The brokers of one cluster, numbered from 0.
+
+    With `proxied` each has a second listener, which sends clients to a proxy's port (`routes`);
+    the brokers among themselves, and clients that start from `bootstrap_servers`, pass it by.
+    """
+
+    def __init__(
+        self, keeper: Keeper, java: str, jars: Path, brokers: int, *, proxied: bool = False
+    ) -> None:
         self._keeper = keeper
         self._java = java
         self._jars = jars
-        ports = free_ports(2 * brokers)
+        ports = free_ports(4 * brokers)
         self._ports = ports[:brokers]
-        self._controller_ports = ports[brokers:]
+        self._controller_ports = ports[brokers : 2 * brokers]
+        further = zip(ports[2 * brokers : 3 * brokers], ports[3 * brokers :], strict=True)
+        self.routes = tuple(ProxyRoute(*each) for each in further) if proxied else ()
         # Written by start() and kill(): the process of every broker that was ever started.
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -125,16 +142,20 @@ class JvmCluster:
         voters = ",".join(
             f"{node + 1}@127.0.0.1:{port}" for node, port in enumerate(self._controller_ports)
         )
+        listeners = advertised = f"PLAINTEXT://127.0.0.1:{self._ports[index]}"
+        if self.routes:
+            listeners += f",PROXIED://127.0.0.1:{self.routes[index].target_port}"
+            advertised += f",PROXIED://127.0.0.1:{self.routes[index].listen_port}"
         settings = {
             "process.roles": "broker,controller",
             "node.id": str(index + 1),
             "controller.quorum.voters": voters,
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "PLAINTEXT",
-            "listeners": f"PLAINTEXT://127.0.0.1:{self._ports[index]},"
-            f"CONTROLLER://127.0.0.1:{self._controller_ports[index]}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self._ports[index]}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": f"{listeners},CONTROLLER://127.0.0.1:{self._controller_ports[index]}",
+            "advertised.listeners": advertised,
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,"
+            "PROXIED:PLAINTEXT",
             "log.dirs": str(self._folder(index) / "data"),
             **broker_settings(len(self._ports)),
         }
@@ -151,13 +172,15 @@ class JvmCluster:
 
 
 @contextmanager
-def jvm_cluster(report: Callable[[str], None], brokers: int) -> Iterator[JvmCluster]:
+def jvm_cluster(
+    report: Callable[[str], None], brokers: int, *, proxied: bool = False
+) -> Iterator[JvmCluster]:
     """Run a cluster until the end of the block; UnavailableError says what is missing."""
     java = _java()
     jars = _jars(report)
     report(f"starting Kafka {KAFKA_VERSION} in {'a JVM' if brokers == 1 else f'{brokers} JVMs'}")
     with Keeper() as keeper:
-        cluster = JvmCluster(keeper, java, jars, brokers)
+        cluster = JvmCluster(keeper, java, jars, brokers, proxied=proxied)
         cluster.start_all()
         yield cluster
 

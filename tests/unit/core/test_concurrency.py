@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -99,9 +100,58 @@ def test_a_rise_that_fewer_cure_is_not(clock: Clock) -> None:
     assert clock.concurrency.limit <= 8
 
 
+def test_a_rise_is_looked_into_at_once(clock: Clock) -> None:
+    """However rare trials have become, one follows within seconds when latency has doubled."""
+    clock.round_trips(1000)
+    clock.limits.clear()
+    clock.round_trips(20, lambda limit: ROUND_TRIP * max(1.0, limit / 4))
+
+    assert clock.concurrency.limit < 32
+
+
+def test_chance_makes_no_descent(clock: Clock) -> None:
+    """Where the latency of whole rounds goes up and down, a good one does not settle for fewer."""
+    random = Random(7)
+    clock.round_trips(12)
+    clock.limits.clear()
+    clock.round_trips(20_000, lambda _: ROUND_TRIP * random.uniform(0.6, 1.4))
+
+    assert clock.limits.count(32) >= 0.8 * len(clock.limits)
+
+
+def test_a_round_lasts_until_it_is_precise(clock: Clock) -> None:
+    """Answers of very different latency are counted for longer before anything is tried."""
+
+    def round_trips_until_a_trial(spread: float) -> int:
+        clock.concurrency.held(clock.now)
+        for count in range(100):
+            if clock.concurrency.limit != START:
+                return count
+            clock.now += 1.0
+            for latency in (1.0 - spread, 1.0 - spread, 1.0 + spread, 1.0 + spread):
+                clock.concurrency.answered(clock.now, latency / 2, START)
+        raise AssertionError("nothing was tried")
+
+    assert round_trips_until_a_trial(0.0) < round_trips_until_a_trial(0.9)
+
+
+def test_more_that_fail_more_are_given_back(clock: Clock) -> None:
+    """Where what is beyond 8 fails as quickly as the rest succeeds, it settles near 8."""
+    for _ in range(2000):
+        clock.now += ROUND_TRIP
+        limit = clock.concurrency.limit
+        for index in range(limit):
+            take = clock.concurrency.answered if index < 8 else clock.concurrency.failed
+            take(clock.now, ROUND_TRIP, limit)
+        clock.limits.append(limit)
+
+    assert max(clock.limits[1000:]) <= 10
+    assert min(clock.limits[1000:]) >= 6
+
+
 def test_latency_that_may_be_its_own_is_borne(clock: Clock) -> None:
-    """A worker short of CPU sees latency grow with the limit; up to 40 ms it keeps its requests."""
-    clock.round_trips(1000, lambda limit: 0.001 * limit)
+    """A worker short of CPU sees latency grow with the limit; up to 30 ms it keeps its requests."""
+    clock.round_trips(1000, lambda limit: 0.0009 * limit)
 
     assert max(clock.limits) == 32
     assert clock.concurrency.limit >= 24
