@@ -1,0 +1,73 @@
+"""What a worker says of itself while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+
+from tests.conftest import TopicFactory
+from tests.support.simulator import Simulator
+from tests.support.waiting import eventually
+from tests.support.workers import Group, Worker, totals, usage
+
+GroupOf = Callable[..., Group]
+HELD_SECONDS = 5
+
+
+def held_seconds(worker: Worker) -> float:
+    """The gauge, as Prometheus would read it."""
+    text = httpx.get(f"http://{worker.address}/metrics").raise_for_status().text
+    (line,) = (line for line in text.splitlines() if line.startswith("ingester_held_seconds "))
+    return float(line.split()[1])
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_says_until_when_nothing_is_sent_and_why(
+    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, status: int
+) -> None:
+    """While PacSpace wants no requests, its answer and the time are shown; afterwards neither."""
+    simulator.add_faults(
+        {
+            "match": {"method": "POST", "count": 1},
+            "effect": {"kind": "answer", "status": status, "retry_after": HELD_SECONDS},
+        }
+    )
+    group = group_of(await topic())
+    worker = group.start()
+    eventually(worker.ready)
+    before = worker.status()
+    assert (before["heldUntil"], before["heldFor"], held_seconds(worker)) == (None, None, 0)
+    events = usage(10)
+
+    await group.produce(events, partition=0)
+
+    held = eventually(lambda: (told := worker.status())["heldFor"] and told)
+    assert f"HTTP {status}" in held["heldFor"]
+    left = datetime.fromisoformat(held["heldUntil"]) - datetime.now(UTC)
+    assert 0 < left.total_seconds() < 2 * HELD_SECONDS
+    assert 0 < held_seconds(worker) < 2 * HELD_SECONDS
+    await group.settled()
+    after = worker.status()
+    assert (after["heldUntil"], after["heldFor"], held_seconds(worker)) == (None, None, 0)
+    assert simulator.report()["keys"] == totals(events)
+
+
+async def test_knows_the_committed_offsets_from_the_assignment_on(
+    group_of: GroupOf, topic: TopicFactory
+) -> None:
+    """A worker that has committed nothing yet shows what the group had before it."""
+    group = group_of(await topic())
+    await group.produce(usage(20), partition=0)
+    first = group.start()
+    await group.settled()
+    first.process.terminate()
+    assert first.process.wait() == 0
+
+    worker = group.start()
+
+    eventually(worker.ready)
+    assert worker.status()["partitions"][f"{group.topics[0]}:0"]["committedOffset"] == 20
+    assert worker.events("offsets.committed") == []
