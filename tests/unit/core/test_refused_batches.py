@@ -530,6 +530,19 @@ def test_a_revocation_gives_up_what_is_refused(step: str) -> None:
     assert scenario.committed[P0] == (0, ledger_of())
 
 
+def test_a_believed_refusal_ends_the_doubt() -> None:
+    """What PacSpace refused after an attempt in doubt is left to nobody as a doubt."""
+    scenario = Scenario(limits=EIGHT)
+    (batch,) = scenario.sent(LOG[:8])
+    scenario.answer(batch, IN_DOUBT)
+    scenario.wake()
+    assert scenario.answer(batch, REFUSED) == [ReadRange(batch)]
+    scenario.revocation_started()
+
+    assert scenario.committed[P0] == (0, ledger_of())
+    assert scenario.pipeline.drained
+
+
 def test_a_revocation_amid_the_commit_of_halves_sends_none_of_them() -> None:
     """Another commit takes them back."""
     scenario = Scenario(limits=EIGHT)
@@ -566,8 +579,8 @@ def test_a_revocation_leaves_the_half_that_is_in_doubt() -> None:
 def test_a_drain_ends_what_was_begun() -> None:
     """Down to the dead letter; commits do not wait for their interval."""
     scenario = Scenario(limits=EIGHT)
-    (batch,) = scenario.sent(LOG[:2])[:1] or batches_sent(scenario.wake())
-    scenario.drain()
+    scenario.fetch(LOG[:2])
+    (batch,) = batches_sent(scenario.drain())
     assert scenario.answer(batch, REFUSED) == [ReadRange(batch)]
     one, other = batches_sent(scenario.read(batch, LOG))
     write = letter_of(scenario.answer(one, REFUSED))
@@ -577,6 +590,23 @@ def test_a_drain_ends_what_was_begun() -> None:
 
     assert scenario.committed[P0][0] == 2
     assert scenario.pipeline.drained
+
+
+def test_a_drain_that_takes_too_long_leaves_what_is_refused() -> None:
+    """Then nothing more is begun, and a bisection is not ended."""
+    scenario = Scenario(limits=EIGHT)
+    (batch,) = scenario.sent(LOG[:8])
+    one, other = halved(scenario, batch)
+    scenario.drain()
+    quarters = batches_sent(scenario.answer(one, REFUSED))
+    scenario.revocation_started()
+    assert scenario.answer(quarters[0], REFUSED) == []
+    assert scenario.answer(quarters[1]) == []
+    assert scenario.answer(other) == []
+
+    scenario.rest()
+    assert scenario.pipeline.drained
+    assert scenario.intended() == [(0, 2), (2, 4), (4, 8)]
 
 
 @pytest.mark.parametrize("step", ["to be read", "read", "halves in flight"])
@@ -707,16 +737,16 @@ def test_what_was_learned_is_tried_again_later() -> None:
     assert [each.items_count for each in settled(scenario, LOG[16:32])] == [7, 7, 2]
 
 
-@pytest.mark.parametrize("outcome", [REFUSED, TOO_LARGE], ids=["invalid", "single"])
-def test_nothing_is_learned_from_other_refusals(outcome: Refused) -> None:
+@pytest.mark.parametrize(
+    ("count", "outcome"), [(8, REFUSED), (1, TOO_LARGE)], ids=["invalid", "single"]
+)
+def test_nothing_is_learned_from_other_refusals(count: int, outcome: Refused) -> None:
     """Nor from an item that alone is too large: smaller cuts would not help it."""
-    limits = ONE if outcome is TOO_LARGE else EIGHT
-    scenario = Scenario(limits=limits)
-    (batch,) = scenario.sent(LOG[: limits.batch.items_max])
+    scenario = Scenario(limits=EIGHT)
+    (batch,) = batches_sent(scenario.fetch(LOG[:count])) or batches_sent(scenario.wake())
     scenario.answer(batch, outcome)
-    others = usage_records(limits.batch.items_max, first_offset=20)
 
-    assert len(scenario.sent(others)) == 1
+    assert [each.items_count for each in scenario.sent(LOG[8:16])] == [8]
 
 
 def test_an_item_that_is_too_large_alone_is_a_dead_letter() -> None:
