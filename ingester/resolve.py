@@ -36,7 +36,7 @@ from ingester.doubt_report import (
     table,
 )
 from ingester.doubts import DoubtSettings, Standing, formed, standings
-from ingester.errors import ConfigurationError, UsageError
+from ingester.errors import ConfigurationError, RefusedError, UsageError
 from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.receipts import Receipts
 from ingester.settings import LedgerSettings
@@ -326,9 +326,14 @@ async def _write(settings: LedgerSettings, resolution: Resolution) -> int:
     receipts = Receipts(settings)
     admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
     await receipts.ensure_topics(admin, {resolution.topic: resolution.partition + 1})
-    await receipts.start()
     try:
+        await receipts.start()
         return await receipts.write_resolution(resolution)
+    except RefusedError as error:
+        topic = settings.receipts_topic_for(resolution.topic)
+        raise RefusedError(
+            f"the decision is not written: that takes WRITE on the topic {topic}. {error}"
+        ) from error
     finally:
         await receipts.stop()
 

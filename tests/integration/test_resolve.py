@@ -6,16 +6,21 @@ import getpass
 import json
 import socket
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import pytest
+from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import RecordsToDelete
-from aiokafka.structs import TopicPartition
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
+from ingester.core.intent import Intent, Ledger, encode
 from ingester.core.receipt import Receipt
+from ingester.kafka_admin import KafkaAdmin, client_options
 from ingester.local_kafka import LocalKafka, free_ports
+from ingester.settings import KafkaSettings
 from tests.conftest import TopicFactory
 from tests.support.kafka import admin, produce, read_all
 from tests.support.planted_commits import plant, plant_intents
@@ -129,7 +134,7 @@ def test_says_that_nothing_is_in_doubt(books: Books) -> None:
     """A group that has committed nothing is told from one with doubts by a sentence."""
     listed = books.resolve(group_id="nobody")
 
-    assert (listed.returncode, listed.stderr) == (0, "")
+    assert listed.returncode == 0, listed.stderr
     assert listed.stdout == f"Nothing of {books.topic} is in doubt in the group nobody.\n"
 
 
@@ -304,3 +309,75 @@ async def test_a_partition_without_doubts_is_tried_again(books: Books) -> None:
     assert f"{books.topic}:0 is tried again from offset 20 on" in here.stdout
     (note,) = await books.notes()
     assert (note["firstOffset"], note["nextOffset"]) == (20, 21)
+
+
+@pytest.mark.container
+async def test_each_missing_permission_is_told(
+    ingesters: Ingesters, report: Callable[[str], None]
+) -> None:
+    """Exit code 77 names what the login may not see or write, one after the other."""
+    from tests.support.guarded_kafka import GuardedKafka  # noqa: PLC0415 - needs the engine's client
+
+    report("starting a Kafka with logins in a container")
+    with GuardedKafka("hunter2") as guarded:
+        await _plant_as_admin(guarded.bootstrap_servers)
+
+        def resolve(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return ingesters.run("resolve", *arguments, settings=_login(guarded.bootstrap_servers))
+
+        topic_hidden = resolve()
+        _permit(guarded, "--topic", "*", "--operation", "Describe", "--operation", "Read")
+        group_hidden = resolve()
+        _permit(guarded, "--group", "*", "--operation", "Describe", "--operation", "Read")
+        listed = resolve()
+        not_written = resolve("usage:0:0", "--as", "acknowledged", *WHY)
+        _permit(guarded, "--topic", "usage.receipts", "--operation", "Write")
+        written = resolve("usage:0:0", "--as", "acknowledged", *WHY)
+
+    assert topic_hidden.returncode == 77
+    assert "may not see the topic usage" in topic_hidden.stderr
+    assert group_hidden.returncode == 77
+    assert "may not see the group" in group_hidden.stderr
+    assert listed.returncode == 0, listed.stderr
+    assert "usage:0    [0,10)" in listed.stdout
+    assert not_written.returncode == 77
+    assert "that takes WRITE on the topic usage.receipts" in not_written.stderr
+    assert written.returncode == 0, written.stderr
+
+
+def _login(servers: str) -> dict[str, str]:
+    return {
+        "INGESTER_KAFKA_BOOTSTRAP_SERVERS": servers,
+        "INGESTER_KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+        "INGESTER_KAFKA_SASL_USERNAME": "reader",
+        "INGESTER_KAFKA_SASL_PASSWORD": "hunter2",
+        "INGESTER_TOPIC": "usage",
+        "INGESTER_GROUP_ID": "group",
+    }
+
+
+async def _plant_as_admin(servers: str) -> None:
+    """Two topics without records, and a commit with an intent."""
+    settings = KafkaSettings(
+        kafka_bootstrap_servers=(servers,),
+        kafka_security_protocol="SASL_PLAINTEXT",
+        kafka_sasl_username="admin",
+        kafka_sasl_password="hunter2",
+        topic=("usage",),
+    )
+    for topic in ("usage", "usage.receipts"):
+        await KafkaAdmin(settings, timeout_seconds=20).ensure_topic(topic, 1, {})
+    where = TopicPartition("usage", 0)
+    metadata = encode(0, Ledger(0, [Intent(0, 10, 1_700_000_000, 0)]))
+    async with AIOKafkaConsumer(
+        **client_options(settings), group_id="group", enable_auto_commit=False
+    ) as consumer:
+        consumer.assign([where])
+        await consumer.commit({where: OffsetAndMetadata(0, metadata)})
+
+
+def _permit(guarded: Any, *what: str) -> None:
+    script = "/opt/kafka/bin/kafka-acls.sh"
+    command = [script, "--bootstrap-controller", "localhost:9093", "--add"]
+    ended = guarded.exec([*command, "--allow-principal", "User:reader", *what])
+    assert ended.exit_code == 0, ended.output
