@@ -444,16 +444,16 @@ def test_one_request_at_a_time_is_not_lost_to_one_bad_batch() -> None:
 # -- what was refused ---------------------------------------------------------------------------
 
 
-def test_what_was_split_goes_ahead_of_all() -> None:
-    """Its partition cannot be committed past it; neither turns nor parking hold it back."""
+def test_what_was_split_goes_ahead_of_its_partition() -> None:
+    """It cannot be committed past it; and halves keep their order."""
     dispatching = dispatcher(2)
     add(dispatching, 4)
-    (half,) = (Delivery(each.batch, each.span) for each in add(dispatcher(), 1, partition=0))
-    half.records = usage_records(1)
-    end_all(dispatching, started(dispatching, 0.0), DEFERRED, 0.0)  # two failing: it is parked
-    dispatching.add(half)
+    first, second = (Delivery(each.batch, each.span) for each in add(dispatcher(), 2))
+    for half in (first, second):
+        half.records = usage_records(1)
+        dispatching.add(half)
 
-    assert started(dispatching, 100.0)[0] is half
+    assert started(dispatching, 0.0) == [first, second]
 
 
 def test_what_is_put_off_is_tried_at_its_time() -> None:
