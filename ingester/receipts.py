@@ -22,8 +22,9 @@ from ingester.core.receipt import (
 from ingester.core.record import TopicPartition
 from ingester.core.start import start_of
 from ingester.errors import IngesterError
-from ingester.kafka import RecordWriter, end_offsets, read_to_end
+from ingester.kafka import end_offsets, read_to_end
 from ingester.kafka_admin import KafkaAdmin
+from ingester.kafka_writing import RecordWriter
 from ingester.settings import LedgerSettings
 
 # A receipt is what an invoice is explained by: it never expires.
@@ -67,7 +68,13 @@ class Receipts:
     async def write(self, receipt: WriteReceipt) -> int | str:
         """Append a receipt; return its offset, or why the broker does not have it."""
         settled_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        value = encode_receipt(receipt.batch, receipt.outcome, receipt.attempts, settled_at)
+        value = encode_receipt(
+            receipt.batch,
+            receipt.outcome,
+            receipt.attempts,
+            settled_at,
+            in_doubt=receipt.in_doubt,
+        )
         try:
             return await self._append(receipt.batch.partition, value)
         except IngesterError as error:

@@ -92,7 +92,8 @@ def resolve(
     --as acknowledged  PacSpace has counted the batch at OFFSET (see `ingester balance`): pass it
     --as resend        send it again under its key, whatever INGESTER_IN_DOUBT and the window say;
                        where nothing is in doubt, and OFFSET is the next to be settled, try again
-    --as skipped       the log begins after OFFSET (retention): go on without what is missing
+    --as skipped       go on without what the log has lost (retention), or without a batch that
+                       cannot be formed again as it was
 
     \b
     Examples:
@@ -208,6 +209,7 @@ async def _decide(
     assert offset is not None, "looked at before"
     range_, summary = decide(standing, offset, decision)
     warnings = [*_warnings(standing, range_)]
+    intended_at = {each.range: each.intended_at for each in standing.in_doubt}
     resolution = Resolution(
         topic=standing.name.topic,
         partition=standing.name.partition,
@@ -217,6 +219,7 @@ async def _decide(
         by=by,
         reason=reason,
         decided_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        intended_at=intended_at.get(range_),
     )
     place = Receipts(settings).partition_for(standing.name)
     written = None if dry_run else await _write(settings, resolution)
@@ -269,6 +272,12 @@ def decide(standing: Standing, offset: int, decision: Decision) -> tuple[Range, 
 
 def _skip(standing: Standing, offset: int) -> tuple[Range, str]:
     gap = standing.gap
+    intent = next(iter(standing.doubts_at(offset)), None)
+    if gap is None and intent is not None:
+        return intent.range, (
+            f"{standing.name}{shown(intent.range)} is passed without being sent: PacSpace may have"
+            " counted it, or not, and its records become no dead letters."
+        )
     if gap is None or not gap[0] <= offset < gap[1]:
         if gap is None and standing.note_on(offset):
             raise UsageError(nothing_at(standing, offset))

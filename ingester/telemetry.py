@@ -39,6 +39,7 @@ _OUTCOME_LABELS: dict[type[Outcome], str] = {
     Blocked: "blocked",
     Refused: "refused",
 }
+_LISTED_MAX = 20  # of what a line would otherwise have no end of
 _QUOTED_MAX = 100  # characters of somebody else's text
 _CLIENT_LINE_SECONDS = 10.0  # an outage is noticed in time, and does not fill the disk
 _REQUEST_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -236,6 +237,9 @@ class Telemetry:
     def start_retried(self, reason: str, retry_seconds: float) -> None:
         self._log.warning("start.retried", reason=reason, retry_seconds=retry_seconds)
 
+    def look_up_retried(self, reason: str, retry_seconds: float) -> None:
+        self._log.warning("look_up.retried", reason=reason, retry_seconds=retry_seconds)
+
     def poll_retried(self, reason: str, retry_seconds: float) -> None:
         self._log.warning("poll.retried", reason=reason, retry_seconds=retry_seconds)
 
@@ -246,6 +250,16 @@ class Telemetry:
         self._rebalances.inc()
         self._log.info("partitions.assigned", partitions=_listed(starts))
         for name, start in starts.items():
+            doubts = [each for each in start.ledger.intents if each.range not in start.settled]
+            if doubts:
+                self._log.warning(
+                    "doubts.inherited",
+                    partition=str(name),
+                    batches=len(doubts),
+                    ranges=[str(each) for each in doubts[:_LISTED_MAX]],
+                    detail="perhaps sent by a former owner, and without a receipt: sent again under"
+                    " the same keys, unless the partition halts",
+                )
             if start.foreign_metadata:
                 self._log.warning(
                     "metadata.replaced",

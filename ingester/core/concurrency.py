@@ -129,7 +129,8 @@ class Concurrency:
         if self._settling:
             self._settling = False
             self._begin_round(now)
-        elif not self._reached:  # how many more could be open is not known, nor if fewer would do
+        elif not self._reached or not self._good_count:
+            # How many more could be open is not known, nor if fewer would do.
             self._begin_round(now)
         elif self._is_precise():
             self._end_round(now)

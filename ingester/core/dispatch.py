@@ -139,15 +139,16 @@ class Dispatcher:
         return min(times, default=None)
 
     def add(self, delivery: Delivery) -> None:
-        """Queue a batch behind those of its partition, or what was split ahead of all."""
+        """Queue a batch behind those of its partition, or a part of a refused one ahead of them."""
         name = delivery.batch.partition
-        if delivery.records:  # a part of what was refused: its partition waits for it
-            self._retries.append(delivery)
-        elif self._failing[name] >= self._failing_max:
-            self._parked.setdefault(name, deque()).append(delivery)
+        parked = self._failing[name] >= self._failing_max
+        queue = (self._parked if parked else self._ready).setdefault(name, deque())
+        if delivery.records:  # the committed offset waits for it
+            behind = (index for index, each in enumerate(queue) if not each.records)
+            queue.insert(next(behind, len(queue)), delivery)
         else:
-            self._ready_count += 1
-            self._ready.setdefault(name, deque()).append(delivery)
+            queue.append(delivery)
+        self._ready_count += not parked
 
     def start(self, now: float) -> Iterator[Delivery]:
         """Take every delivery that may start now; each is in flight and one attempt older."""

@@ -34,6 +34,9 @@ class Intent:
     digest: int
     """The beginning of its body's digest, 32 bits: who forms it again can tell whether it is it."""
 
+    def __str__(self) -> str:
+        return f"[{self.first_offset},{self.next_offset})"
+
     @property
     def range(self) -> Range:
         return (self.first_offset, self.next_offset)

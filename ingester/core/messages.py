@@ -250,6 +250,8 @@ class WriteReceipt:
     outcome: Acknowledged | None
     """None for a batch without items, and for one of which a person says that PacSpace has it."""
     attempts: int
+    in_doubt: bool = False
+    """Whether an attempt before the last may have been applied, be it a former owner's."""
 
 
 @dataclass(frozen=True, slots=True)

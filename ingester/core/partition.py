@@ -35,6 +35,8 @@ class Partition:
     """Bytes of all batches that are cut and not settled."""
     halt_reason: str | None = None
     """Set once, by whatever stopped the partition; ends with the assignment."""
+    ends: bool = False
+    """Set by most halts: what is not in doubt is given up, rather than sent."""
 
     @property
     def name(self) -> TopicPartition:

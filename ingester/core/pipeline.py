@@ -58,6 +58,8 @@ from ingester.core.partition import Partition
 from ingester.core.record import TopicPartition
 from ingester.core.refusals import BodyLimit, Refusals
 
+_LISTED_MAX = 5  # ranges in a sentence; `ingester resolve` shows all of them
+
 
 @dataclass(frozen=True, slots=True)
 class PartitionState:
@@ -102,8 +104,9 @@ class Pipeline:
     @property
     def drained(self) -> bool:
         """Whether waiting longer would settle or commit nothing more."""
-        if self._fenced:
-            return not self._dispatcher.in_flight
+        if self._fenced:  # a receipt that is still written spares the next owner a doubt
+            unreceipted = any(each.done and each.recorded for each in self._deliveries)
+            return not self._dispatcher.in_flight and not unreceipted
         return not self._open and not self._deliveries and self._committer.idle
 
     @property
@@ -156,7 +159,7 @@ class Pipeline:
     def wake_at(self) -> float | None:
         """Return when a `Tick` is next needed, or None when only a fact can change anything."""
         if self._fenced:
-            return None
+            return self._rewrites[0][0] if self._rewrites else None
         times = [self._dispatcher.wake_at(), self._next_commit()]
         if self._open:
             times.append(next(iter(self._open.values())))
@@ -272,7 +275,9 @@ class Pipeline:
         ]
         if not in_doubt:
             return None
-        ranges = ", ".join(f"[{each.first_offset},{each.next_offset})" for each in in_doubt)
+        ranges = ", ".join(map(str, in_doubt[:_LISTED_MAX]))
+        if len(in_doubt) > _LISTED_MAX:
+            ranges += f" and {len(in_doubt) - _LISTED_MAX} more"
         if self._limits.in_doubt == "halt":
             return f"in doubt, and INGESTER_IN_DOUBT is halt: {ranges}"
         window = self._limits.idempotency_window_seconds
@@ -305,10 +310,11 @@ class Pipeline:
             if part.builder.lost is not None:
                 lost = part.builder.lost
                 reason = (
-                    f"in doubt: [{lost.first_offset},{lost.next_offset}) was sent by a former"
+                    f"in doubt: {lost} was sent by a former"
                     " owner, and cannot be formed again as it was: the log does not hold all of its"
                     " records any more, or INGESTER_UNKNOWN_MEMBERS or INGESTER_BODY_BYTES_MAX"
-                    " were changed"
+                    " were changed. To go on without it:"
+                    f" ingester resolve {name}:{lost.first_offset} --as skipped"
                 )
                 self._halt(name, reason, commands)
         self._pause(fact.records, commands)
@@ -331,7 +337,7 @@ class Pipeline:
             self._halt(fact.batch.partition, reason, commands)
         elif isinstance(fact.outcome, Refused):
             self._attempt_refused(delivery, fact.outcome, now, commands)
-        elif self._revoking or self._partitions[fact.batch.partition].halt_reason:
+        elif self._revoking or self._partitions[fact.batch.partition].ends:
             self._give_up(fact.batch.partition)
 
     def _attempt_refused(
@@ -357,7 +363,7 @@ class Pipeline:
         delivery.in_doubt_since = None  # a key is looked up before a body is judged
         delivery.refused = refused
         self._refusals.add(part, delivery)
-        if self._revoking or part.halt_reason:
+        if self._revoking or part.ends:
             self._give_up(part.name)
             return
         if refused.meaning == "too_large" and batch.items_count > 1:
@@ -411,12 +417,12 @@ class Pipeline:
                     self._dispatcher.add(delivery)
                 else:
                     self._advance(delivery, commands)
-            if self._revoking or part.halt_reason:
+            if self._revoking or part.ends:
                 self._give_up(part.name)
 
     def _commit_failed(self, fact: CommitFailed, now: float) -> None:
         for part in self._committer.failed(now, fact.jitter):
-            if self._revoking or part.halt_reason:
+            if self._revoking or part.ends:
                 self._give_up(part.name)
         if fact.fenced:
             # Whoever has the partitions by now knows what was intended, and settles it.
@@ -472,43 +478,52 @@ class Pipeline:
     def _take(
         self, part: Partition, batches: list[Batch], now: float, commands: list[Command]
     ) -> None:
-        """Take what was cut; past the dead-letter limit halt, and leave the rest in the log."""
+        """Take what was cut; what passes the dead-letter limit is the last, so that it goes on."""
         for batch in batches:
+            self._take_one(part, batch, now, commands)
             letters = batch.dead_letters
             too_many = part.dead_letters.add(now, batch.items_count + len(letters), len(letters))
             if too_many:
                 last = letters[-1].rejection.detail
-                self._halt(part.name, f"{too_many}; the last one: {last}", commands)
+                self._halt(part.name, f"{too_many}; the last one: {last}", commands, ends=False)
                 return
-            range_ = (batch.first_offset, batch.next_offset)
-            span = part.offsets.inherited.get(range_)
-            delivery = Delivery(
-                batch,
-                span or Span(batch.first_offset, batch.next_offset, batch.intent_digest),
-                recorded=span is not None,
-                items_pending=batch.items_count > 0 and range_ not in part.acknowledged,
-                dead_letters_pending=bool(letters),
-                letters=letters,
-            )
-            self._deliveries.add(delivery)
-            if span is None:
-                part.offsets.track(delivery.span)
-                self._committer.intend(part, delivery)
-            if letters:
-                self._work_on(delivery, commands)
-            if span is not None and delivery.items_pending:
-                self._inherit(part, delivery, now)
-            elif span is not None:
-                self._advance(delivery, commands)
 
-    def _inherit(self, part: Partition, delivery: Delivery, now: float) -> None:
-        """Send again what nobody knows whether it was sent."""
+    def _take_one(self, part: Partition, batch: Batch, now: float, commands: list[Command]) -> None:
+        letters = batch.dead_letters
+        range_ = (batch.first_offset, batch.next_offset)
+        span = part.offsets.inherited.get(range_)
+        delivery = Delivery(
+            batch,
+            span or Span(batch.first_offset, batch.next_offset, batch.intent_digest),
+            recorded=span is not None,
+            items_pending=batch.items_count > 0 and range_ not in part.acknowledged,
+            dead_letters_pending=bool(letters),
+            letters=letters,
+        )
+        self._deliveries.add(delivery)
+        if span is None:
+            part.offsets.track(delivery.span)
+            self._committer.intend(part, delivery)
+        if letters:
+            self._work_on(delivery, commands)
+        if span is not None and delivery.items_pending:
+            self._send_again(part, delivery, now)
+        elif span is not None:
+            self._advance(delivery, commands)
+
+    def _send_again(self, part: Partition, delivery: Delivery, now: float) -> None:
+        """Send what nobody knows whether it was sent; by a decision, once and intended anew."""
         span = delivery.span
         assert span.intended_at is not None, "what is inherited was intended"
-        resent = (span.first_offset, span.next_offset) in part.resent
-        delivery.in_doubt_since = now if resent else span.intended_at - self._wall_offset
         delivery.quiet_at = part.quiet_at
-        self._dispatcher.add(delivery)
+        if (span.first_offset, span.next_offset) in part.resent:
+            delivery.in_doubt_since = now
+            delivery.recorded = False
+            span.intended_at = max(span.intended_at + 1, int(now + self._wall_offset))
+            self._committer.intend(part, delivery)
+        else:
+            delivery.in_doubt_since = span.intended_at - self._wall_offset
+            self._dispatcher.add(delivery)
 
     def _send(self, delivery: Delivery, now: float, commands: list[Command]) -> None:
         """Send, or halt where a key that PacSpace may have forgotten would protect nothing."""
@@ -528,7 +543,14 @@ class Pipeline:
         elif delivery.refused is not None:
             commands.append(ReadRange(delivery.batch))
         else:
-            commands.append(WriteReceipt(delivery.batch, delivery.acknowledged, delivery.attempts))
+            commands.append(
+                WriteReceipt(
+                    delivery.batch,
+                    delivery.acknowledged,
+                    delivery.attempts,
+                    in_doubt=delivery.in_doubt,
+                )
+            )
 
     def _advance(self, delivery: Delivery, commands: list[Command]) -> None:
         if not delivery.done:
@@ -569,13 +591,20 @@ class Pipeline:
         if part.offsets.retract({each.span for each in given_up if not each.in_doubt}):
             self._committer.changed(part)
 
-    def _halt(self, name: TopicPartition, reason: str, commands: list[Command]) -> None:
+    def _halt(
+        self, name: TopicPartition, reason: str, commands: list[Command], *, ends: bool = True
+    ) -> None:
+        """Take no more of a partition; unless it `ends`, what is cut is still settled."""
         part = self._partitions.get(name)
-        if part is None or part.halt_reason:
+        if part is None:
+            return
+        self._discard(name)
+        if ends and not part.ends:
+            part.ends = True
+            self._give_up(name)
+        if part.halt_reason:
             return
         part.halt_reason = reason
-        self._discard(name)
-        self._give_up(name)
         self._paused.discard(name)  # it stays paused, and must not be resumed
         commands.append(PausePartitions(frozenset({name})))
         commands.append(HaltPartition(name, reason))

@@ -33,6 +33,9 @@ class Receipt(
     bits_by_key: Mapping[str, int]
     body_digest: str
     attempts: int
+    in_doubt: bool
+    """Whether an attempt before the last may have been applied: if PacSpace ignores the key, what
+    was counted twice is among these."""
     settled_at: str
     """ISO 8601, UTC, by the worker's clock."""
 
@@ -54,6 +57,9 @@ class Resolution(
     reason: str
     decided_at: str
     """ISO 8601, UTC, by the clock of the machine on which it was taken."""
+    intended_at: int | None = None
+    """That of the batch decided about: whoever sends it again intends it anew, so that this
+    decision is not taken for one about that attempt."""
 
 
 Note = Receipt | Resolution
@@ -63,7 +69,7 @@ _decoder: msgspec.json.Decoder[Note] = msgspec.json.Decoder(Note)
 
 
 def encode_receipt(
-    batch: Batch, outcome: Acknowledged | None, attempts: int, settled_at: str
+    batch: Batch, outcome: Acknowledged | None, attempts: int, settled_at: str, *, in_doubt: bool
 ) -> bytes:
     """Return the value of the receipt's record."""
     return _encode(
@@ -81,6 +87,7 @@ def encode_receipt(
             bits_by_key=batch.bits_by_key,
             body_digest=batch.body_digest.hex(),
             attempts=attempts,
+            in_doubt=in_doubt,
             settled_at=settled_at,
         )
     )

@@ -61,18 +61,18 @@ class Refusals:
     def replace(self, now: float, wall_seconds: int) -> Iterator[Delivery | tuple[Partition, str]]:
         """Replace what can be, and yield those without items that have a dead letter to write.
 
-        A partition comes with the reason for which it has to be halted before that.
+        A partition comes with the reason for which it has to be halted after that.
         """
         for part in list(self._waiting):
             left = []
             for delivery in self._waiting[part]:
                 if delivery.records and delivery.batch.items_count == 1:
+                    assert delivery.refused is not None, "only what was refused waits here"
+                    yield self._refuse_item(delivery, delivery.refused)
                     too_many = part.dead_letters.add(now, 0, 1)
                     if too_many:
-                        assert delivery.refused is not None, "only what was refused waits here"
                         yield part, f"{too_many}; the last one: {delivery.refused.reason}"
                         return
-                    yield self._refuse_item(delivery)
                 elif delivery.records and self._committer.may_split(part, delivery):
                     self._split(part, delivery, wall_seconds)
                 else:
@@ -98,9 +98,8 @@ class Refusals:
             self._deliveries.add(each)
         self._committer.intend_halves(part, parts)
 
-    def _refuse_item(self, delivery: Delivery) -> Delivery:
-        assert delivery.refused is not None, "only what was refused is looked into"
-        batch, letter = without_item(delivery.batch, delivery.records, delivery.refused)
+    def _refuse_item(self, delivery: Delivery, refused: Refused) -> Delivery:
+        batch, letter = without_item(delivery.batch, delivery.records, refused)
         emptied = Delivery(
             batch,
             delivery.span,

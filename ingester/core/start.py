@@ -4,11 +4,11 @@ receipts topic say together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from ingester.core.intent import Ledger, Range, Unreadable, decode
+from ingester.core.intent import Intent, Ledger, Range, Unreadable, decode
 from ingester.core.messages import Commit, Start
-from ingester.core.receipt import Decision, Note, Receipt
+from ingester.core.receipt import Note, Receipt, Resolution
 from ingester.core.record import TopicPartition
 
 
@@ -33,17 +33,18 @@ def start_of(
     foreign_metadata = commit.metadata if ledger is None else ""
     ledger = ledger or Ledger(receipts_end, ())
     settled: dict[Range, int] = {}
-    decisions: dict[Range, Decision] = {}
+    decisions: dict[Range, Resolution] = {}
     for note_offset, note in notes:
         range_ = (note.first_offset, note.next_offset)
         if isinstance(note, Receipt):
             settled[range_] = note_offset
             continue
-        decisions[range_] = note.decision
+        decisions[range_] = note
         if note.decision == "skipped":
             settled[range_] = note_offset
             if note.first_offset <= offset:
                 offset = max(offset, note.next_offset)
+    cut = [each for each in ledger.intents if each.first_offset < offset < each.next_offset]
     intents = [each for each in ledger.intents if each.first_offset >= offset]
     while intents and intents[0].range in settled:
         offset = intents.pop(0).next_offset
@@ -51,16 +52,32 @@ def start_of(
         offset,
         Ledger(ledger.receipts_offset, intents),
         {each.range: settled[each.range] for each in intents if each.range in settled},
-        acknowledged=_ranges(decisions, "acknowledged"),
-        resent=_ranges(decisions, "resend"),
+        acknowledged={
+            range_ for range_, each in decisions.items() if each.decision == "acknowledged"
+        },
+        resent={each.range for each in intents if _is_to_be_resent(each, decisions)},
         committed=commit.next_offset if offset != commit.next_offset else None,
-        halt_reason=_lost(name, offset, log_begins) if offset < log_begins else None,
+        halt_reason=_halt_reason(name, offset, log_begins, cut),
         foreign_metadata=foreign_metadata,
     )
 
 
-def _ranges(decisions: Mapping[Range, Decision], decision: Decision) -> frozenset[Range]:
-    return frozenset(range_ for range_, each in decisions.items() if each == decision)
+def _is_to_be_resent(intent: Intent, decisions: Mapping[Range, Resolution]) -> bool:
+    decided = decisions.get(intent.range)
+    if decided is None or decided.decision != "resend":
+        return False
+    return decided.intended_at == intent.intended_at
+
+
+def _halt_reason(
+    name: TopicPartition, offset: int, log_begins: int, cut: Sequence[Intent]
+) -> str | None:
+    if cut:
+        return (
+            f"somebody skipped up to {offset}, into the middle of {cut[0]}, which is in doubt as a"
+            f" whole: ingester resolve {name}:{cut[0].first_offset} --as skipped"
+        )
+    return _lost(name, offset, log_begins) if offset < log_begins else None
 
 
 def _unreadable(commit: Commit, reason: str) -> str:

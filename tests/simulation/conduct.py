@@ -28,6 +28,8 @@ class _Assigned:
     """Ranges that may be sent: inherited, or in a commit that succeeded."""
     owners: dict[int, Batch] = field(default_factory=dict)
     halted: bool = False
+    ended: bool = False
+    """Halted, and not by the dead-letter limit: then nothing is begun any more."""
     expired: bool = False
     """Halted because keys may be forgotten: then not even what is in doubt is tried again."""
 
@@ -118,7 +120,7 @@ class Conduct:
         promise(now >= story.retry_after_end, f"{batch} is sent before Retry-After")
         promise(now >= story.backoff_end, f"{batch} is sent before the end of its backoff")
         promise(
-            story.in_doubt or not (self._revoking or part.halted), f"{batch} is begun after the end"
+            story.in_doubt or not (self._revoking or part.ended), f"{batch} is begun after the end"
         )
         promise(batch.items_count > 0, f"{batch} is sent without items")
         promise(range_of(batch) in part.recorded, f"{batch} is sent before it is recorded")
@@ -185,7 +187,7 @@ class Conduct:
         """Whether the batch has been tried and must be tried again."""
         part = self._assigned[batch.partition]
         in_doubt = story.in_doubt and not part.expired
-        goes_on = story.under_way or in_doubt or not (self._revoking or part.halted)
+        goes_on = story.under_way or in_doubt or not (self._revoking or part.ended)
         return story.attempts > 0 and not story.over and goes_on and not story.put_off
 
     def _hold(self, until: float) -> None:
@@ -266,6 +268,7 @@ class Conduct:
         promise(name in self.paused, "halted without a pause")
         promise(not self._assigned[name].halted, "halted twice")
         self._assigned[name].halted = True
+        self._assigned[name].ended = "INGESTER_DEAD_LETTERS_MAX" not in reason
         self._assigned[name].expired = "INGESTER_IDEMPOTENCY_WINDOW_SECONDS" in reason
 
     def halted(self, name: TopicPartition) -> bool:

@@ -13,7 +13,7 @@ from itertools import count
 from random import Random
 
 from ingester.core.batch import Batch
-from ingester.core.intent import Ledger, Range, decode
+from ingester.core.intent import Intent, Ledger, Range, decode
 from ingester.core.messages import Commit
 from ingester.core.receipt import Decision, Note, Resolution, decode_note, encode_receipt
 from ingester.core.record import TopicPartition
@@ -182,7 +182,7 @@ class World:
             start = self.committed(name)
             ledger = self._ledger(name)
             if ledger:
-                first, next_offset = self.random.choice(ledger)
+                first, next_offset = self.random.choice(ledger).range
                 offset = self.random.choice([first, next_offset - 1])
                 assert start.next_offset <= first
                 self.vanished.add((name, offset))
@@ -229,19 +229,22 @@ class World:
                 continue
             commit = self.committed(name)
             settled = {(note.first_offset, note.next_offset) for note in self.notes[name]}
-            doubts = [each for each in self._ledger(name) if each not in settled]
-            for range_ in doubts:
-                decision = self.oracle.truth(name, range_)
-                self._note_decision(name, range_, decision)
+            doubts = [each for each in self._ledger(name) if each.range not in settled]
+            for intent in doubts:
+                decision = self.oracle.truth(name, intent.range)
+                self._note_decision(name, intent.range, decision, intent.intended_at)
             if not doubts:
                 again = (commit.next_offset, commit.next_offset + 1)
-                self._note_decision(name, again, "resend")
+                self._note_decision(name, again, "resend", None)
             for process in self._staying():
                 if name in process.halts:
                     process.reopen(name)
 
-    def _note_decision(self, name: TopicPartition, range_: Range, decision: Decision) -> None:
-        self.notes[name].append(Resolution(*name, *range_, decision, "somebody", "", ""))
+    def _note_decision(
+        self, name: TopicPartition, range_: Range, decision: Decision, intended_at: int | None
+    ) -> None:
+        note = Resolution(*name, *range_, decision, "somebody", "", "", intended_at)
+        self.notes[name].append(note)
 
     def _become_kind(self) -> None:
         if not self.plan.poison_stays:
@@ -271,10 +274,10 @@ class World:
     def committed(self, name: TopicPartition) -> Commit:
         return self.group.stored.get(name, Commit(self._offsets[name][0], ""))
 
-    def _ledger(self, name: TopicPartition) -> list[tuple[int, int]]:
+    def _ledger(self, name: TopicPartition) -> Sequence[Intent]:
         commit = self.committed(name)
         ledger = decode(commit.next_offset, commit.metadata)
-        return [each.range for each in ledger.intents] if isinstance(ledger, Ledger) else []
+        return ledger.intents if isinstance(ledger, Ledger) else ()
 
     def index_of(self, name: TopicPartition, offset: int) -> int:
         return bisect_left(self._offsets[name], offset)
@@ -292,7 +295,7 @@ class World:
         return True
 
     def append_receipt(self, batch: Batch) -> int:
-        note = decode_note(encode_receipt(batch, None, 1, ""))
+        note = decode_note(encode_receipt(batch, None, 1, "", in_doubt=False))
         assert note is not None
         notes = self.notes[batch.partition]
         notes.append(note)

@@ -182,7 +182,9 @@ class Life:
                 world.letters += letters
                 return DeadLettersWritten(batch)
             case WriteReceipt(batch, outcome, attempts):
-                note = decode_note(encode_receipt(batch, outcome, attempts, "2025-06-10T14:30:00Z"))
+                note = decode_note(
+                    encode_receipt(batch, outcome, attempts, "2025-06-10T14:30:00Z", in_doubt=False)
+                )
                 assert note is not None
                 world.notes.append(note)
                 return ReceiptWritten(batch, len(world.notes) - 1)

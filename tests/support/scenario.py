@@ -234,6 +234,7 @@ def receipt_of(range_: Range, partition: TopicPartition = P0) -> Receipt:
         bits_by_key={"k": 1},
         body_digest="00",
         attempts=1,
+        in_doubt=False,
         settled_at="2025-06-10T14:30:00.000+00:00",
     )
 

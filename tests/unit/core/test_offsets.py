@@ -155,6 +155,19 @@ def test_receipts_are_looked_for_from_where_the_first_unsettled_span_was_tracked
     assert tracker.ledger().receipts_offset == 6
 
 
+def test_a_receipt_of_which_no_offset_is_told_leaves_them_where_they_are_looked_for() -> None:
+    """As -1, of what a broker has had before: too far back it is found all the same."""
+    tracker = OffsetTracker(0, 3)
+    tracker.receipt_found(-1)
+    (span,) = tracked(tracker, (0, 2))
+
+    assert span.receipts_offset == tracker.ledger().receipts_offset == 3
+
+    new = OffsetTracker(0)
+    new.receipt_found(-1)
+    assert new.ledger().receipts_offset == 0
+
+
 def test_what_was_never_sent_is_retracted_from_the_end() -> None:
     """What lies before something that was sent stays, or the next owner could not form that."""
     tracker = OffsetTracker(0)

@@ -25,7 +25,7 @@ def test_a_receipt_says_what_was_acknowledged() -> None:
     limits = BatchLimits(9, 1000, 1.0)
     records = [*usage_records(2), LogRecord(2, None)]
     batch = BatchBuilder(PARTITION, 1, limits, event_decoder("refuse")).form(records)
-    value = encode_receipt(batch, ACKNOWLEDGED, 3, SETTLED_AT)
+    value = encode_receipt(batch, ACKNOWLEDGED, 3, SETTLED_AT, in_doubt=True)
 
     assert decode_note(value) == Receipt(
         topic="usage",
