@@ -94,9 +94,10 @@ def decode(committed: int, metadata: str) -> Ledger | Unreadable | None:
             at = first_offset + next(numbers)
             moment += _unzigzag(next(numbers))
             intents.append(Intent(first_offset, at, moment, next(numbers)))
+        rest = next(numbers, None)
     except (ValueError, StopIteration):
         return Unreadable("it is damaged")
-    if next(numbers, None) is not None or any(each.is_empty for each in intents):
+    if rest is not None or any(each.is_empty for each in intents):
         return Unreadable("it is damaged")
     return Ledger(receipts_offset, intents)
 
