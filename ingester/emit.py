@@ -21,8 +21,8 @@ from ingester.arguments import AsJson, ConfigFile
 from ingester.config import load
 from ingester.core.event import Rejection, UsageEvent, event_decoder
 from ingester.errors import DataError, UsageError
-from ingester.kafka import RecordWriter, Written
 from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
+from ingester.kafka_writing import RecordWriter, Written
 from ingester.settings import EventSettings, KafkaSettings
 
 _UNACKNOWLEDGED_MAX = 5000  # records waiting for the broker; more would only take memory

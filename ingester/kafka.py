@@ -1,26 +1,32 @@
-"""The shell around Kafka's data path: records in, offsets committed, records and dead letters out.
+"""The shell around Kafka's consumer: records in, offsets committed.
 
-The only module beside kafka_admin that imports aiokafka. It translates the client's exceptions
-into facts or into errors an operator can act on, and leaves no option of the client at its default
-where the default is wrong for billing.
+It translates the client's exceptions into facts or into errors an operator can act on, and leaves
+no option of the client at its default where the default is wrong for billing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
 import aiokafka
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka import errors as kafka_errors
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.structs import OffsetAndMetadata
 
-from ingester.core.deadletter import DeadLetter
 from ingester.core.messages import Commit, ReadFailed, Start
 from ingester.core.record import Record, TopicPartition
 from ingester.errors import ConfigurationError, IngesterError, RefusedError, UnavailableError
@@ -31,9 +37,7 @@ _POLL_SECONDS: Final = 0.2  # how long a poll waits for records; bounds how late
 _POLL_RECORDS_MAX: Final = 200  # 0.3 ms of decoding: with 2,000, answers waited behind it
 _FETCH_WAIT_SECONDS: Final = 0.1  # a fetch of an idle topic returns empty after this
 _HEARTBEATS_PER_SESSION: Final = 3
-_PRODUCER_LINGER_SECONDS: Final = 0.005
 _CLOSE_SECONDS_MAX: Final = 3.0  # for saying goodbye to brokers that may be gone
-_RECORD_BYTES_MAX: Final = 16 * 1024 * 1024  # as the dead-letter topic's own limit
 
 _UNREADABLE: Final = (UnicodeDecodeError, kafka_errors.CorruptRecordException)
 _REFUSALS: Final = (
@@ -105,7 +109,8 @@ class UsageConsumer:
         self._listener = listener
         self._session_timeout_seconds = settings.session_timeout_seconds
         self._membership: tuple[int, str] | None = None
-        # Generation and member id of the assignment: written by it, compared by each commit.
+        # Generation and member id of the assignment: written when it is given, compared by each
+        # commit.
         self._next_offsets: dict[TopicPartition, int] = {}
         # What the worker has of each partition: set by the assignment, moved on by each poll.
         self._contact = 0.0
@@ -120,7 +125,8 @@ class UsageConsumer:
             await self._consumer.stop()
             raise translate(error, "Kafka") from error
         self._watch_membership()
-        listener = _Listener(self._listener, self._begin_at)
+        self._watch_polls()
+        listener = _Listener(self._listener, self._joined, self._begin_at)
         self._consumer.subscribe(self._topics, listener=listener)
 
     def _watch_membership(self) -> None:
@@ -141,12 +147,34 @@ class UsageConsumer:
             return success
 
         async def fenced(assignment: object, offsets: object) -> None:
+            task = asyncio.current_task()
+            assert task is not None, "the client shields a task of its own from our timeout"
+            task.add_done_callback(heard)
             if self._membership != (coordinator.generation, coordinator.member_id):
                 raise kafka_errors.CommitFailedError("the group goes on without this member")
             await commit(assignment, offsets)
 
         coordinator._do_heartbeat = noted  # noqa: SLF001 -- as said
         coordinator._do_commit_offsets = fenced  # noqa: SLF001 -- as said
+
+    def _watch_polls(self) -> None:
+        """See to it that a worker that has stopped polling leaves the group, whatever it polled.
+
+        aiokafka counts polls in and out, but not out what raises: after that the consumer counts
+        as polling for good.
+        """
+        polls: Any = self._consumer._subscription  # noqa: SLF001 -- no other way to its count
+
+        @contextmanager
+        def counted() -> Iterator[None]:
+            polls._fetch_count += 1  # noqa: SLF001 -- as said
+            try:
+                yield
+            finally:
+                polls._fetch_count -= 1  # noqa: SLF001 -- as said
+                polls._last_fetch_ended = time.monotonic()  # noqa: SLF001 -- as said
+
+        polls.fetch_context = counted
 
     @property
     def _coordinator(self) -> Any:
@@ -254,9 +282,17 @@ class UsageConsumer:
         self._next_offsets[partition] = offset
         self._consumer.seek(aiokafka.TopicPartition(*partition), offset)
 
-    def _begin_at(self, starts: Mapping[TopicPartition, Start], joined: float) -> None:
-        self._contact = max(self._contact, joined)
+    def _joined(self) -> None:
+        """Remain a member while it is looked up where to begin, however long that takes.
+
+        aiokafka would send heartbeats from the end of it on. What they find out, that the group
+        goes on without this member, must not pass for the membership that came with the assignment.
+        """
+        self._contact = max(self._contact, time.monotonic())
         self._membership = (self._coordinator.generation, self._coordinator.member_id)
+        self._coordinator._start_heartbeat_task()  # noqa: SLF001 -- as said
+
+    def _begin_at(self, starts: Mapping[TopicPartition, Start]) -> None:
         self._next_offsets.clear()
         for name, start in starts.items():
             self.seek(name, start.offset)
@@ -282,9 +318,11 @@ class _Listener(ConsumerRebalanceListener):
     def __init__(
         self,
         listener: RebalanceListener,
-        begin_at: Callable[[Mapping[TopicPartition, Start], float], None],
+        joined: Callable[[], None],
+        begin_at: Callable[[Mapping[TopicPartition, Start]], None],
     ) -> None:
         self._listener = listener
+        self._joined = joined
         self._begin_at = begin_at
 
     async def on_partitions_revoked(self, revoked: object) -> None:
@@ -295,7 +333,7 @@ class _Listener(ConsumerRebalanceListener):
             self._listener.rebalance_failed(error)
 
     async def on_partitions_assigned(self, assigned: Sequence[tuple[str, int]]) -> None:
-        joined = time.monotonic()
+        self._joined()
         partitions = sorted(TopicPartition(*each) for each in assigned)
         try:
             starts = await self._listener.look_up(partitions)
@@ -307,102 +345,17 @@ class _Listener(ConsumerRebalanceListener):
             return
         # Records may have been fetched meanwhile, and were passed over because nobody had these
         # partitions. Nothing may come between going back to the start and having them.
-        self._begin_at(starts, joined)
+        self._begin_at(starts)
         self._listener.partitions_assigned(starts)
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """Where the broker put a record."""
-
-    partition: TopicPartition
-    offset: int
+def heard(task: asyncio.Task[Any]) -> None:
+    """Take note of how a task ended, which whoever waited for it may not have lived to see."""
+    if not task.cancelled():
+        task.exception()
 
 
-class RecordWriter:
-    """Writes records that are acknowledged by all in-sync replicas, each exactly once.
-
-    Compression is worth its time for records that may be too large for the topic without.
-    """
-
-    def __init__(self, settings: KafkaSettings, *, compress: bool) -> None:
-        self._producer = AIOKafkaProducer(
-            **client_options(settings),
-            acks="all",
-            enable_idempotence=True,
-            linger_ms=int(_PRODUCER_LINGER_SECONDS * 1000),
-            max_request_size=_RECORD_BYTES_MAX,
-            compression_type="gzip" if compress else None,
-        )
-
-    async def start(self) -> None:
-        """Connect; UnavailableError when no broker answers."""
-        try:
-            await self._producer.start()
-        except kafka_errors.KafkaError as error:
-            await self._producer.stop()
-            raise translate(error, "Kafka") from error
-
-    async def stop(self) -> None:
-        """Give what is under way a moment, and disconnect."""
-        await closed(self._producer.stop())
-
-    async def send(
-        self, topic: str, value: bytes | None, key: bytes | None, partition: int | None = None
-    ) -> asyncio.Future[Written]:
-        """Queue one record; the future ends when the broker has it, or with an IngesterError.
-
-        Without `partition` the key decides.
-        """
-        try:
-            future = await self._producer.send(topic, value=value, key=key, partition=partition)
-        except kafka_errors.KafkaError as error:
-            raise translate(error, f"topic {topic}") from error
-        return asyncio.ensure_future(_written(future, topic))
-
-    async def write_dead_letters(self, topic: str, letters: Sequence[DeadLetter]) -> str | None:
-        """Write all of them; return None when the broker has every one, or why it has not."""
-        futures = []
-        try:
-            for letter in letters:
-                record = letter.record
-                # The client refuses a record that has neither key nor value.
-                both_null = record.key is None and record.value is None
-                futures.append(
-                    await self._producer.send(
-                        topic,
-                        value=b"" if both_null else record.value,
-                        key=record.key,
-                        timestamp_ms=record.timestamp if record.timestamp >= 0 else None,
-                        headers=_dead_letter_headers(letter),
-                    )
-                )
-        except kafka_errors.KafkaError as error:
-            return _sentence(error)
-        finally:
-            results = await asyncio.gather(*futures, return_exceptions=True)
-        return next((_sentence(each) for each in results if isinstance(each, Exception)), None)
-
-
-def _dead_letter_headers(letter: DeadLetter) -> list[tuple[str, bytes | None]]:
-    """The record's own headers, then why it is here and where it came from."""
-    record, rejection = letter.record, letter.rejection
-    source: Any = record  # a consumed record knows its topic and partition, the core does not ask
-    headers = [
-        *record.headers,
-        ("ingester-error-code", rejection.code.encode()),
-        ("ingester-error-detail", rejection.detail.encode()),
-        ("ingester-source-topic", source.topic.encode()),
-        ("ingester-source-partition", str(source.partition).encode()),
-        ("ingester-source-offset", str(record.offset).encode()),
-    ]
-    if letter.http_status is not None:
-        headers.append(("ingester-http-status", str(letter.http_status).encode()))
-        headers.append(("ingester-http-body", letter.http_body))
-    return headers
-
-
-async def closed(closing: Coroutine[Any, Any, None]) -> None:
+async def closed(closing: Awaitable[None]) -> None:
     """Wait until a client is closed, in bounded time and whatever comes of it.
 
     Without its brokers it waits for their answers, and the consumer lets the cancellation of its
@@ -412,14 +365,6 @@ async def closed(closing: Coroutine[Any, Any, None]) -> None:
     await asyncio.wait({task}, timeout=_CLOSE_SECONDS_MAX)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-async def _written(future: asyncio.Future[Any], topic: str) -> Written:
-    try:
-        metadata = await future
-    except kafka_errors.KafkaError as error:
-        raise translate(error, f"topic {topic}") from error
-    return Written(TopicPartition(metadata.topic, metadata.partition), metadata.offset)
 
 
 def translate(error: kafka_errors.KafkaError, what: str) -> IngesterError:

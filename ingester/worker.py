@@ -11,8 +11,9 @@ import os
 import random
 import signal
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Final, assert_never
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Final, TypeVar, assert_never
 
 from ingester import __version__
 from ingester.core.batch import Batch, BatchLimits
@@ -55,7 +56,7 @@ from ingester.core.record import TopicPartition
 from ingester.errors import IncompleteError, IngesterError, UnavailableError
 from ingester.halts import Decisions
 from ingester.health import HealthServer
-from ingester.kafka import RecordWriter, UsageConsumer
+from ingester.kafka import UsageConsumer
 from ingester.kafka_admin import (
     ADMIN_TIMEOUT_SECONDS,
     DEAD_LETTER_PARTITIONS,
@@ -63,10 +64,13 @@ from ingester.kafka_admin import (
     KafkaAdmin,
 )
 from ingester.kafka_range import RangeReader
+from ingester.kafka_writing import RecordWriter
 from ingester.pacspace import PacspaceClient
 from ingester.receipts import Receipts, without_receipts
 from ingester.settings import Settings
 from ingester.telemetry import Telemetry
+
+T = TypeVar("T")
 
 _RETRY_SECONDS: Final = 2.0  # between attempts to reach Kafka at the start, and after a failed poll
 _DECISION_SECONDS: Final = 5.0  # between looks for a decision about a halted partition
@@ -192,22 +196,26 @@ class Worker:
 
     async def _start(self) -> None:
         """Wait for Kafka and the topics as long as the settings allow, then join the group."""
+        await self._patiently(self._find_topics, self._telemetry.start_retried)
+        await self._writer.start()
+        await self._receipts.start()
+        await self._consumer.start()
+
+    async def _patiently(
+        self, question: Callable[[], Awaitable[T]], retried: Callable[[str, float], None]
+    ) -> T:
+        """Ask Kafka as often as it takes, but no longer than a start may."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.startup_timeout_seconds
         while True:
             try:
-                await self._find_topics()
+                return await question()
             except UnavailableError as error:
                 seconds = min(_RETRY_SECONDS, deadline - loop.time())
                 if seconds <= 0:
                     raise
-                self._telemetry.start_retried(str(error), seconds)
+                retried(str(error), seconds)
                 await asyncio.sleep(seconds)
-            else:
-                await self._writer.start()
-                await self._receipts.start()
-                await self._consumer.start()
-                return
 
     async def _find_topics(self) -> None:
         admin = self._admin
@@ -263,7 +271,7 @@ class Worker:
             assignment = self._assignment
             try:
                 decided = await self._decisions.taken(halted)
-                starts = await self.look_up(decided) if decided else {}
+                starts = await self._starts(decided) if decided else {}
             except IngesterError as error:
                 self._telemetry.decisions_retried(str(error))
                 continue
@@ -319,7 +327,16 @@ class Worker:
             self._telemetry.partitions_revoked(partitions, drained=drained)
 
     async def look_up(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Start]:
-        """Say where each partition begins, and what its former owners left in doubt."""
+        """Say where each partition begins, and what its former owners left in doubt.
+
+        Waits for brokers that fail meanwhile: another start of this worker would find them no more
+        alive.
+        """
+        return await self._patiently(
+            partial(self._starts, partitions), self._telemetry.look_up_retried
+        )
+
+    async def _starts(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Start]:
         stored = await self._admin.committed_offsets(self._settings.group_id)
         beginnings = await self._consumer.beginnings(partitions)
         commits = {

@@ -1,0 +1,136 @@
+"""Records on their way to a real broker that refuses some of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
+
+import pytest
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from ingester.core.deadletter import DeadLetter
+from ingester.core.event import Rejection
+from ingester.errors import UnavailableError
+from ingester.kafka_writing import RecordWriter
+from ingester.local_kafka import LocalKafka
+from ingester.settings import KafkaSettings
+from tests.conftest import TopicFactory
+from tests.support.kafka import admin, read_all
+from tests.support.waiting import eventually_async
+
+SMALL = b"small"
+LARGE = os.urandom(30_000)
+LIMIT = {"max.message.bytes": "20000"}  # above what the client puts together
+
+
+class Consumed(NamedTuple):
+    """A record as the client hands it over."""
+
+    value: bytes
+    topic: str = "usage"
+    partition: int = 0
+    offset: int = 41
+    timestamp: int = -1
+    key: bytes | None = None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+
+@pytest.fixture
+async def writer(kafka: LocalKafka) -> AsyncIterator[RecordWriter]:
+    settings = KafkaSettings(kafka_bootstrap_servers=(kafka.bootstrap_servers,), topic=("usage",))
+    made = RecordWriter(settings, compress=False)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+async def test_what_follows_a_failed_write_is_written(
+    writer: RecordWriter, topic: TopicFactory
+) -> None:
+    """Though the broker now expects another sequence number than the client has."""
+    name = await topic(config=LIMIT)
+    first = await (await writer.send(name, SMALL, None, 0))
+    with pytest.raises(UnavailableError, match="MessageSizeTooLarge"):
+        await (await writer.send(name, LARGE, None, 0))
+
+    second = await (await writer.send(name, SMALL, None, 0))
+
+    assert [first.offset, second.offset] == [0, 1]
+
+
+async def test_dead_letters_that_follow_a_failed_one_are_written(
+    writer: RecordWriter, topic: TopicFactory
+) -> None:
+    """The topic takes them as soon as it can; until then it is said why it did not."""
+    name = await topic(config=LIMIT)
+    small, large = (
+        DeadLetter(Consumed(value), Rejection("invalid_json", "no")) for value in (SMALL, LARGE)
+    )
+    assert await writer.write_dead_letters(name, [small]) is None
+    reason = await writer.write_dead_letters(name, [small, large])
+    assert reason is not None
+    assert "MessageSizeTooLarge" in reason
+
+    assert await writer.write_dead_letters(name, [small]) is None
+
+
+async def test_what_is_under_way_elsewhere_is_written_once(
+    writer: RecordWriter, topic: TopicFactory, kafka: LocalKafka
+) -> None:
+    """A producer that is replaced ends what it has: acknowledged is what is in the topic."""
+    name = await topic(2, config=LIMIT)
+    values = [b"%d" % number for number in range(1000)]
+    futures = []
+    for number, value in enumerate(values):
+        futures.append(await writer.send(name, value, None, 1))
+        if number == 500:
+            failing = await writer.send(name, LARGE, None, 0)
+            await asyncio.wait({failing})
+            futures += [await writer.send(name, SMALL, None, 0)]
+    written = await asyncio.gather(*futures)
+    assert isinstance(failing.exception(), UnavailableError)
+
+    found = await read_all(kafka.bootstrap_servers, name)
+
+    assert Counter(each.value for each in found) == Counter([*values, SMALL])
+    assert [each.offset for each in written if each.partition.partition == 1] == list(range(1000))
+
+
+async def test_writes_to_where_they_fail_take_turns(
+    writer: RecordWriter, topic: TopicFactory, kafka: LocalKafka
+) -> None:
+    """However many wait, few are tried; as soon as one succeeds all the others follow."""
+    name = await topic(config=LIMIT)
+    failed = await writer.send(name, LARGE, None, 0)
+    await asyncio.wait({failed})
+    started = time.monotonic()
+
+    async def write() -> None:
+        await (await writer.send(name, LARGE, None, 0))
+
+    waiting = {asyncio.create_task(write()) for _ in range(100)}
+    try:
+
+        async def several_have_failed() -> bool:
+            return sum(each.done() for each in waiting) == 2
+
+        await eventually_async(several_have_failed)
+        assert time.monotonic() - started > 0.5 + 1
+        for each in [each for each in waiting if each.done()]:
+            assert isinstance(each.exception(), UnavailableError)
+            waiting.discard(each)
+        async with admin(kafka.bootstrap_servers) as client:
+            resource = ConfigResource(
+                ConfigResourceType.TOPIC, name, configs={"max.message.bytes": "1000000"}
+            )
+            await client.alter_configs([resource])
+        async with asyncio.timeout(30):
+            await asyncio.gather(*waiting)
+    finally:
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
