@@ -264,23 +264,24 @@ class KafkaAdmin:
     async def _session(self) -> AsyncIterator[_Connection]:
         """A connection to the first bootstrap server that works, and words for what fails."""
         token = _quiet.set(True)
+        asked = ", ".join(self._servers)
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                connection = await self._first_connection()
+                asked, connection = await self._first_connection()
                 try:
                     yield connection
                 finally:
                     connection.close()
         except (OSError, kafka_errors.KafkaError) as error:
-            raise self._explained(error, ", ".join(self._servers)) from error
+            raise self._explained(error, asked) from error
         finally:
             _quiet.reset(token)
 
-    async def _first_connection(self) -> _Connection:
+    async def _first_connection(self) -> tuple[str, _Connection]:
         failures: list[IngesterError] = []
         for server in self._servers:
             try:
-                return await self._connect(parse_address(server))
+                return server, await self._connect(parse_address(server))
             except (OSError, kafka_errors.KafkaError) as error:
                 failures.append(self._explained(error, server))
         refused = any(isinstance(failure, RefusedError) for failure in failures)
@@ -293,18 +294,22 @@ class KafkaAdmin:
 
     @asynccontextmanager
     async def _connected(self, address: Address) -> AsyncIterator[_Connection]:
-        connection = await self._connect(address)
+        """A connection to a broker that another one named, and words for what fails."""
         try:
-            yield connection
-        finally:
-            connection.close()
+            connection = await self._connect(address)
+            try:
+                yield connection
+            finally:
+                connection.close()
+        except (OSError, kafka_errors.KafkaError) as error:
+            raise self._explained(error, str(address)) from error
 
     async def _why_unreachable(self, address: Address) -> str | None:
         try:
             async with self._connected(address):
                 return None
-        except (OSError, kafka_errors.KafkaError) as error:
-            return str(self._explained(error, str(address)))
+        except IngesterError as error:
+            return str(error)
 
     async def _describe_group(self, connection: _Connection, group_id: str) -> str | None:
         error, response = await self._ask_coordinator(
@@ -323,14 +328,24 @@ class KafkaAdmin:
         self, connection: _Connection, group_id: str, request: Any, error_of: Callable[[Any], int]
     ) -> tuple[int, Any]:
         """The group's own broker's answer, as soon as there is such a broker, and its error."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_seconds / 2
+        # From then on one that is out of reach is not waited for: saying which takes time as well.
         while True:  # ended by the session's timeout
             response = await connection.send(FindCoordinatorRequest(group_id, _GROUP))
             error = response.error_code
             if not error:
-                address = Address(response.host, response.port)
-                async with self._connected(address) as coordinator:
-                    response = await coordinator.send(request)
-                error = error_of(response)
+                try:
+                    async with self._connected(
+                        Address(response.host, response.port)
+                    ) as coordinator:
+                        response = await coordinator.send(request)
+                    error = error_of(response)
+                except UnavailableError:
+                    # The others name a broker that has gone until they miss it.
+                    if loop.time() > deadline:
+                        raise
+                    error = kafka_errors.GroupCoordinatorNotAvailableError.errno
             if error not in _COORDINATOR_COMING:
                 return error, response
             await asyncio.sleep(RETRY_BACKOFF_SECONDS)
@@ -385,8 +400,8 @@ class KafkaAdmin:
                 )
             case kafka_errors.KafkaConnectionError() | ConnectionError():
                 return UnavailableError(
-                    f"{where} closed the connection. Does that port speak "
-                    "INGESTER_KAFKA_SECURITY_PROTOCOL?"
+                    f"{where} closed the connection. Has the broker just gone, or does that port "
+                    "not speak INGESTER_KAFKA_SECURITY_PROTOCOL?"
                 )
             case _:
                 return UnavailableError(
