@@ -66,6 +66,8 @@ class World:
         self.notes: list[Note] = []
         self.letters: list[DeadLetter] = []
         self.requests: list[Range] = []
+        self.repeated: set[Range] = set()
+        # Those that came again after they were applied.
         self.bodies: dict[str, bytes] = {}
         self.counted: Counter[int] = Counter()
         # By offset: what the bits of `usage_records` tell.
@@ -79,6 +81,7 @@ class World:
         self.requests.append(range_)
         known = self.bodies.get(batch.idempotency_key)
         if known is not None:
+            self.repeated.add(range_)
             return ACKNOWLEDGED if known == batch.body else CONFLICT
         offsets = [item["bits"] - 1 for item in json.loads(batch.body)["items"]]
         if len(batch.body) > self.body_bytes_max:
@@ -99,6 +102,10 @@ class World:
             assert record.value is not None or record.offset in lettered
         if self.limits.receipts:
             receipts = [note for note in self.notes if isinstance(note, Receipt)]
+            for each in receipts:
+                range_ = (each.first_offset, each.next_offset)
+                if each.batch_id is not None and range_ in self.repeated:
+                    assert each.in_doubt, f"{range_} was applied before"
             ranges = sorted({(each.first_offset, each.next_offset) for each in receipts})
             assert [first for first, _ in ranges] == [0, *(end for _, end in ranges[:-1])]
             assert ranges[-1][1] == self.commit.next_offset
@@ -181,9 +188,10 @@ class Life:
             case WriteDeadLetters(batch, letters):
                 world.letters += letters
                 return DeadLettersWritten(batch)
-            case WriteReceipt(batch, outcome, attempts):
+            case WriteReceipt(batch, outcome, attempts, in_doubt):
+                settled_at = "2025-06-10T14:30:00Z"
                 note = decode_note(
-                    encode_receipt(batch, outcome, attempts, "2025-06-10T14:30:00Z", in_doubt=False)
+                    encode_receipt(batch, outcome, attempts, settled_at, in_doubt=in_doubt)
                 )
                 assert note is not None
                 world.notes.append(note)

@@ -158,8 +158,8 @@ class Scenario:
     def not_receipted(self, batch: Batch) -> list[Command]:
         return self.fact(ReceiptNotWritten(batch, 0.5))
 
-    def commit_failed(self) -> list[Command]:
-        return self.raw(CommitFailed(0.5))
+    def commit_failed(self, *, fenced: bool = False) -> list[Command]:
+        return self.raw(CommitFailed(0.5, fenced))
 
     def revocation_started(self) -> list[Command]:
         return self.fact(RevocationStarted())
@@ -239,8 +239,13 @@ def receipt_of(range_: Range, partition: TopicPartition = P0) -> Receipt:
     )
 
 
-def resolution_of(range_: Range, decision: Decision, partition: TopicPartition = P0) -> Resolution:
-    """What somebody has decided about a range."""
+def resolution_of(
+    range_: Range,
+    decision: Decision,
+    partition: TopicPartition = P0,
+    intended_at: int | None = WALL_SECONDS,
+) -> Resolution:
+    """What somebody has decided about a range, and about which attempt at it."""
     return Resolution(
         *partition,
         *range_,
@@ -248,4 +253,5 @@ def resolution_of(range_: Range, decision: Decision, partition: TopicPartition =
         by="ada",
         reason="asked PacSpace",
         decided_at="2025-06-10T14:30:00.000+00:00",
+        intended_at=intended_at,
     )

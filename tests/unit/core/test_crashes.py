@@ -7,10 +7,12 @@ import dataclasses
 import pytest
 
 from ingester.core.batch import BatchLimits
+from ingester.core.intent import Ledger, decode
 from ingester.core.messages import Limits
+from ingester.core.receipt import Decision, Resolution
 from tests.support.lives import Life, World
 from tests.support.records import LogRecord, usage_records
-from tests.support.scenario import LIMITS
+from tests.support.scenario import LIMITS, resolution_of
 
 RECEIPTS = dataclasses.replace(LIMITS, batch=BatchLimits(6, 10_000, 5.0), receipts=True)
 NO_RECEIPTS = dataclasses.replace(RECEIPTS, receipts=False)
@@ -74,6 +76,44 @@ def test_a_crash_of_the_successor_too_counts_nothing_twice() -> None:
 
             assert last.halts == [], (steps, more)
             world.check()
+
+
+def resolved(world: World, decision: Decision) -> Resolution:
+    """What somebody decides about the one batch that is in doubt."""
+    ledger = decode(world.commit.next_offset, world.commit.metadata)
+    assert isinstance(ledger, Ledger)
+    (intent,) = ledger.intents
+    return resolution_of(intent.range, decision, intended_at=intent.intended_at)
+
+
+def test_a_decision_to_send_again_is_used_up_by_one_attempt() -> None:
+    """After a crash at any step, the next owner acts on it only if nobody has sent by it."""
+    limits = dataclasses.replace(LIMITS, receipts=True, in_doubt="halt")
+    used_up = 0
+    for steps in range(30):
+        world = World(usage_records(2), limits)
+        life = Life(world)
+        while not world.requests:
+            assert life.step()
+        (halted,) = Life(world).halts
+        assert "INGESTER_IN_DOUBT is halt: [0,2)" in halted
+        world.notes.append(resolved(world, "resend"))
+        life = Life(world)
+        for _ in range(steps):
+            life.step()
+        attempts = len(world.requests)
+        successor = Life(world)
+        successor.run()
+
+        assert life.halts == []
+        assert len(world.requests) == 2 or successor.halts, steps
+        if successor.halts:
+            assert len(world.requests) == attempts, steps
+            used_up += attempts == 2
+            world.notes.append(resolved(world, "acknowledged"))
+            Life(world).run()
+        world.check()
+    assert used_up, "no life ended between the attempt and its receipt"
 
 
 def test_what_was_split_is_not_sent_as_a_whole_again() -> None:

@@ -20,6 +20,9 @@ from ingester.core.messages import (
     Limits,
     OffsetsCommitted,
     PausePartitions,
+    ReadRange,
+    ReceiptNotWritten,
+    ReceiptWritten,
     ResumePartitions,
     RevocationStarted,
     SendBatch,
@@ -384,6 +387,102 @@ def test_without_receipts_the_acknowledgement_settles() -> None:
     assert scenario.offset() == 2
 
 
+def test_a_receipt_says_whether_an_earlier_attempt_may_have_been_applied() -> None:
+    """Be it a former owner's; one that certainly was not applied is no doubt."""
+    scenario = Scenario(limits=RECEIPTS)
+    sure, deferred, doubtful, timed_out = scenario.sent(usage_records(8))
+    scenario.answer(deferred, DEFERRED)
+    scenario.answer(doubtful, IN_DOUBT)
+    scenario.answer(timed_out, InDoubt("no answer within 30 s", None, timed_out=True))
+    again: list[Command] = []
+    while len(batches_sent(again)) < 3:
+        again += scenario.wake()
+    former = inheriting((0, 2), limits=RECEIPTS)
+    (inherited,) = former.sent(usage_records(2))
+
+    assert scenario.answer(sure) == [WriteReceipt(sure, ACKNOWLEDGED, 1, in_doubt=False)]
+    assert scenario.answer(deferred) == [WriteReceipt(deferred, ACKNOWLEDGED, 2, in_doubt=False)]
+    for each in (doubtful, timed_out):
+        assert scenario.answer(each) == [WriteReceipt(each, ACKNOWLEDGED, 2, in_doubt=True)]
+    assert former.answer(inherited) == [WriteReceipt(inherited, ACKNOWLEDGED, 1, in_doubt=True)]
+
+
+def test_a_refused_item_has_a_receipt_without_a_doubt() -> None:
+    """A refusal that was believed says that nothing was applied before it, either."""
+    limits = dataclasses.replace(RECEIPTS, batch=BatchLimits(1, 10_000, 5.0))
+    scenario = Scenario(limits=limits)
+    log = usage_records(1)
+    (batch,) = scenario.sent(log)
+    scenario.answer(batch, IN_DOUBT)
+    assert scenario.wake() == [SendBatch(batch, 2)]
+    assert scenario.answer(batch, REFUSED) == [ReadRange(batch)]
+    (write,) = scenario.read(batch, log)
+    assert isinstance(write, WriteDeadLetters)
+
+    assert scenario.written(write.batch) == [WriteReceipt(write.batch, None, 2, in_doubt=False)]
+
+
+# -- fenced -------------------------------------------------------------------------------------
+
+
+def fenced(limits: Limits = RECEIPTS) -> tuple[Scenario, Batch, Batch]:
+    """A worker whose commit was fenced while two batches were in flight."""
+    scenario = Scenario(limits=limits)
+    first, *others = scenario.sent(usage_records(6))
+    scenario.answer(first)
+    scenario.receipted(first)
+    (commit,) = scenario.wake_raw()
+    assert isinstance(commit, CommitOffsets)
+    assert scenario.commit_failed(fenced=True) == []
+    one, other = others
+    return scenario, one, other
+
+
+def test_a_fenced_worker_waits_for_the_receipts_of_what_is_acknowledged() -> None:
+    """They spare the next owner a doubt; one that fails is written again. No commit follows."""
+    scenario, one, other = fenced()
+    (write,) = scenario.raw(AttemptEnded(one, ACKNOWLEDGED, 0.5))
+    assert scenario.raw(AttemptEnded(other, IN_DOUBT, 0.5)) == []
+    assert scenario.pipeline.in_flight == 0
+    assert write == WriteReceipt(one, ACKNOWLEDGED, 1)
+    assert not scenario.pipeline.drained
+    for wait in (0.15, 0.25):
+        before = scenario.now
+        assert scenario.raw(ReceiptNotWritten(one, 0.5)) == []
+        assert not scenario.pipeline.drained
+        assert scenario.wake_raw() == [write]
+        assert scenario.now == pytest.approx(before + wait)
+    assert scenario.raw(ReceiptWritten(one, 7)) == []
+
+    assert scenario.pipeline.drained
+    assert scenario.pipeline.wake_at() is None
+
+
+def test_a_fenced_worker_waits_for_what_is_in_flight_and_for_nothing_else() -> None:
+    """What stays in doubt is the next owner's: it is not tried again."""
+    scenario, one, other = fenced()
+    assert not scenario.pipeline.drained
+    assert scenario.raw(AttemptEnded(one, IN_DOUBT, 0.5)) == []
+    assert not scenario.pipeline.drained
+    assert scenario.raw(AttemptEnded(other, DEFERRED, 0.5)) == []
+
+    assert scenario.pipeline.drained
+    assert scenario.pipeline.wake_at() is None
+
+
+def test_a_fenced_worker_has_no_receipts_to_wait_for_where_there_are_none() -> None:
+    """Then the acknowledgement itself ends it."""
+    scenario = Scenario()
+    first, other = scenario.sent(usage_records(4))
+    scenario.answer(first)
+    scenario.wake_raw()
+    scenario.commit_failed(fenced=True)
+    assert scenario.raw(AttemptEnded(other, ACKNOWLEDGED, 0.5)) == []
+
+    assert scenario.pipeline.drained
+    assert scenario.pipeline.wake_at() is None
+
+
 # -- in doubt -----------------------------------------------------------------------------------
 
 
@@ -533,7 +632,7 @@ def test_what_is_to_be_sent_again_has_a_window_from_then_on(decided: bool) -> No
     scenario = unassigned(limits)
     commit = Commit(0, encode(0, ledger_of((0, 2), intended_at=5)))
     scenario.store(CommitOffsets({P0: commit}))
-    notes = [resolution_of((0, 2), "resend")] if decided else []
+    notes = [resolution_of((0, 2), "resend", intended_at=5)] if decided else []
     assert len(halts(scenario.assign(P0, notes=notes))) == 1 - decided
     sent = scenario.sent(usage_records(2))
     assert len(sent) == decided

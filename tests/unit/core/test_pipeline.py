@@ -572,6 +572,21 @@ def test_a_drain_sends_what_is_open_and_takes_no_more() -> None:
     assert scenario.pipeline.wake_at() is None
 
 
+def test_a_drain_that_turns_into_a_revocation_begins_nothing_more() -> None:
+    """What is in flight is finished; what was only intended is left to nobody."""
+    scenario = Scenario(limits=dataclasses.replace(LIMITS, requests_in_flight_max=1))
+    (batch,) = scenario.sent(usage_records(6))
+    assert scenario.drain() == []
+    assert not scenario.pipeline.drained
+    scenario.revocation_started()
+    assert not scenario.pipeline.drained
+    assert scenario.answer(batch) == []
+    scenario.rest()
+
+    assert scenario.pipeline.drained
+    assert scenario.committed[P0] == (2, ledger_of())
+
+
 def test_a_drain_of_nothing_is_over_at_once() -> None:
     """Before any assignment, too."""
     pipeline = Pipeline(LIMITS, event_decoder("refuse"))

@@ -41,13 +41,15 @@ def test_a_receipt_says_what_was_acknowledged() -> None:
         bits_by_key={"settlement-2025-06": 3},
         body_digest=batch.body_digest.hex(),
         attempts=3,
+        in_doubt=True,
         settled_at=SETTLED_AT,
     )
     assert json.loads(value)["kind"] == "receipt"
+    assert json.loads(value)["inDoubt"] is True
 
 
 def test_a_decision_is_read_as_it_was_written() -> None:
-    """With who took it, why and when."""
+    """With who took it, why and when, and about which attempt."""
     resolution = resolution_of((3, 9), "skipped")
     value = encode_resolution(resolution)
 
@@ -62,6 +64,7 @@ def test_a_decision_is_read_as_it_was_written() -> None:
         "by": "ada",
         "reason": "asked PacSpace",
         "decidedAt": "2025-06-10T14:30:00.000+00:00",
+        "intendedAt": 1_700_000_000,
     }
 
 

@@ -21,10 +21,12 @@ from ingester.core.messages import (
     CommitOffsets,
     Limits,
     OffsetsCommitted,
+    PartitionReopened,
     PausePartitions,
     RangeRead,
     ReadFailed,
     ReadRange,
+    ResumePartitions,
     RevocationStarted,
     SendBatch,
     WriteDeadLetters,
@@ -38,10 +40,12 @@ from tests.support.scenario import (
     P0,
     P1,
     REFUSED,
+    WALL_SECONDS,
     Scenario,
     batches_sent,
     halts,
     ledger_of,
+    resolution_of,
 )
 
 EIGHT = dataclasses.replace(LIMITS, batch=BatchLimits(8, 10_000, 5.0))
@@ -780,38 +784,118 @@ def tombstones(count: int, first_offset: int = 0) -> list[LogRecord]:
     return [LogRecord(offset, None) for offset in range(first_offset, first_offset + count)]
 
 
-def test_a_run_of_bad_records_halts_before_they_are_written() -> None:
-    """What was cut before goes on; the rest stays in the log, and the buffer is empty."""
+def test_a_run_of_bad_records_halts_behind_the_batch_that_passes_the_limit() -> None:
+    """That one is still written; the rest stays in the log, and the buffer is empty."""
     scenario = Scenario(P0, P1, limits=dataclasses.replace(LIMITS, dead_letters=FEW))
-    write, pause, halt = scenario.fetch(tombstones(7))
-    assert isinstance(write, WriteDeadLetters)
-    assert str(write.batch) == "usage:0[0,2)"
+    one, other, pause, halt = scenario.fetch(tombstones(7))
+    assert isinstance(one, WriteDeadLetters)
+    assert isinstance(other, WriteDeadLetters)
+    assert names([one.batch, other.batch]) == [(0, 2), (2, 4)]
     assert pause == PausePartitions(frozenset({P0}))
 
     (reason,) = halts([halt])
     assert reason.startswith("4 of 4 records within 60 s are dead letters (INGESTER_DEAD_LETTERS_")
     assert "the last one: the record has no value (a tombstone)" in reason
+    assert scenario.fetch(tombstones(2, 4)) == []
+    for each in (one, other):
+        assert scenario.written(each.batch) == []
     assert scenario.pipeline.buffered_bytes == 0
     assert scenario.fetch({P1: tombstones(2)}) != []
     assert scenario.pipeline.partitions[P1].halt_reason is None
 
 
-def test_nothing_is_committed_past_too_many_dead_letters() -> None:
-    """Not even what was cut before, unless it was settled before."""
+def test_nothing_is_committed_past_dead_letters_that_are_not_written() -> None:
+    """Those that pass the limit as little as any; once they are, whoever is next begins behind."""
     limits = dataclasses.replace(LIMITS, dead_letters=FEW)
     scenario = Scenario(limits=limits)
-    (write,) = scenario.fetch(tombstones(2))
-    assert isinstance(write, WriteDeadLetters)
+    write = letter_of(scenario.fetch(tombstones(2)))
     scenario.written(write.batch)
-    assert len(halts(scenario.fetch(tombstones(2, first_offset=2)))) == 1
+    write, *halt = scenario.fetch(tombstones(4, first_offset=2))
+    assert isinstance(write, WriteDeadLetters)
+    assert len(halts(halt)) == 1
+    scenario.rest()
+    assert scenario.committed[P0] == (2, ledger_of((2, 4), log=tombstones(4)))
+    assert not scenario.pipeline.drained
+    scenario.written(write.batch)
 
     scenario.rest()
-    assert scenario.committed[P0] == (2, ledger_of())
+    assert scenario.committed[P0] == (4, ledger_of())
     assert scenario.pipeline.drained
 
 
-def test_too_many_dead_letters_in_what_was_left_leave_it_in_doubt() -> None:
-    """Its items may have been applied: whoever comes next sends them again as they were."""
+def test_what_was_cut_before_too_many_dead_letters_is_settled() -> None:
+    """Sent for the first time, though its intent is recorded only now, and again as usual."""
+    limits = dataclasses.replace(RECEIPTS, batch=BatchLimits(2, 10_000, 5.0), dead_letters=FEW)
+    scenario = Scenario(limits=limits)
+    commands = scenario.raw(scenario.fetched([*LOG[:2], *tombstones(6, 2)]))
+    assert len(halts(commands)) == 1
+    (batch,) = batches_sent(scenario.through(commands))
+    scenario.answer(batch, DEFERRED)
+    assert scenario.wake() == [SendBatch(batch, 2)]
+    assert scenario.answer(batch) == [WriteReceipt(batch, ACKNOWLEDGED, 2)]
+    scenario.receipted(batch)
+
+    assert scenario.offset() == 2
+    assert scenario.intended() == [(2, 4), (4, 6)]
+
+
+def test_a_worse_halt_ends_what_too_many_dead_letters_have_left() -> None:
+    """Nothing is begun behind a conflict; the partition is halted once, for the first reason."""
+    limits = dataclasses.replace(LIMITS, dead_letters=FEW, requests_in_flight_max=1)
+    scenario = Scenario(limits=limits)
+    commands = scenario.fetch([*LOG[:4], *tombstones(6, 4)])
+    (reason,) = halts(commands)
+    (batch,) = batches_sent(commands)
+    commands = scenario.answer(batch, CONFLICT)
+
+    assert halts(commands) == batches_sent(commands) == []
+    assert scenario.pipeline.partitions[P0].halt_reason == reason
+    scenario.rest()
+    assert scenario.pipeline.in_flight == 0
+    assert scenario.intended()[0] == (0, 2)
+
+
+def test_each_restart_makes_progress_through_too_many_dead_letters() -> None:
+    """Nine with a limit of five: six of the first worker, three of its successor, each once."""
+    limit = DeadLetterLimit(count_max=5, share_max=0.5, window_seconds=60.0)
+    world = World(tombstones(9), dataclasses.replace(LIMITS, dead_letters=limit, receipts=True))
+    one = Life(world)
+    one.run()
+    assert len(one.halts) == 1
+    assert (world.commit.next_offset, len(world.letters)) == (6, 6)
+    other = Life(world)
+    other.run()
+
+    assert other.halts == []
+    world.check()
+    assert [letter.record.offset for letter in world.letters] == list(range(9))
+
+
+def test_each_decision_makes_progress_through_too_many_dead_letters() -> None:
+    """The worker that halted goes on where it halted, with a new window."""
+    limit = DeadLetterLimit(count_max=5, share_max=0.5, window_seconds=60.0)
+    scenario = Scenario(limits=dataclasses.replace(LIMITS, dead_letters=limit))
+    commands = scenario.fetch(tombstones(9))
+    assert len(halts(commands)) == 1
+    for each in commands:
+        if isinstance(each, WriteDeadLetters):
+            assert not scenario.pipeline.may_be_reopened(P0)
+            scenario.written(each.batch)
+    assert scenario.offset() == 6
+    decision = resolution_of((6, 7), "resend", intended_at=None)
+    start = scenario.start(P0, decision)
+    assert scenario.fact(PartitionReopened(P0, start, WALL_SECONDS)) == [
+        ResumePartitions(frozenset({P0}))
+    ]
+    scenario.written(letter_of(scenario.fetch(tombstones(3, 6))).batch)
+    scenario.written(letter_of(scenario.drain()).batch)
+
+    assert scenario.offset() == 9
+    assert scenario.pipeline.partitions[P0].halt_reason is None
+
+
+def test_too_many_dead_letters_in_what_was_left_end_no_doubt() -> None:
+    """Its items may have been applied: they are sent again as they were, now or by the next."""
     log = [*tombstones(5), *usage_records(1, first_offset=5)]
     former = Scenario(limits=dataclasses.replace(EIGHT, batch=BatchLimits(6, 10_000, 5.0)))
     former.fetch(log)
@@ -820,10 +904,15 @@ def test_too_many_dead_letters_in_what_was_left_leave_it_in_doubt() -> None:
     scenario.revoked()
     scenario.store(CommitOffsets(former.stored))
     scenario.assign(P0)
-    assert len(halts(scenario.fetch(log))) == 1
-
+    commands = scenario.fetch(log)
+    assert len(halts(commands)) == 1
     scenario.rest()
     assert scenario.intended() == [(0, 6)]
+
+    (batch,) = batches_sent(commands)
+    scenario.written(batch)
+    scenario.answer(batch)
+    assert scenario.offset() == 6
 
 
 def test_a_good_batch_after_bad_ones_does_not_halt() -> None:
@@ -839,7 +928,7 @@ def test_a_good_batch_after_bad_ones_does_not_halt() -> None:
     assert scenario.pipeline.partitions[P0].halt_reason is None
 
 
-def test_a_run_of_refused_items_halts_before_they_are_written() -> None:
+def test_a_run_of_refused_items_halts_behind_the_one_that_passes_the_limit() -> None:
     """With PacSpace's words; what is refused is not in doubt, and read again by whoever is next."""
     limits = dataclasses.replace(ONE, dead_letters=FEW)
     scenario = Scenario(limits=limits)
@@ -850,16 +939,63 @@ def test_a_run_of_refused_items_halts_before_they_are_written() -> None:
         commands += scenario.read(batch, LOG)
 
     written = [each for each in commands if isinstance(each, WriteDeadLetters)]
-    assert names([each.batch for each in written]) == [(0, 1), (1, 2)]
+    assert names([each.batch for each in written]) == [(0, 1), (1, 2), (2, 3)]
     (reason,) = halts(commands)
     assert reason.startswith("3 of 4 records within 60 s are dead letters")
     assert "the last one: HTTP 400: no" in reason
     for each in written:
         scenario.written(each.batch)
     scenario.rest()
-    assert scenario.committed[P0] == (2, ledger_of())
+    assert scenario.committed[P0] == (3, ledger_of())
     assert scenario.pipeline.drained
     assert scenario.pipeline.buffered_bytes == 0
+
+
+def test_nothing_is_begun_behind_too_many_refused_items() -> None:
+    """What is in flight by then is finished, and what was intended beyond is left to nobody."""
+    few = dataclasses.replace(FEW, share_max=0.0)
+    limits = dataclasses.replace(ONE, dead_letters=few, requests_in_flight_max=3)
+    scenario = Scenario(limits=limits)
+    sent = scenario.sent(LOG[:12])
+    commands: list[Command] = []
+    while not halts(commands):
+        batch = sent.pop(0)
+        sent += batches_sent(scenario.answer(batch, REFUSED))
+        commands += scenario.read(batch, LOG)
+    assert names(sent) == [(3, 4), (4, 5), (5, 6)]
+    for each in commands:
+        if isinstance(each, WriteDeadLetters):
+            scenario.written(each.batch)
+    scenario.answer(sent[0], DEFERRED)
+    for batch in sent[1:]:
+        assert scenario.answer(batch) == []
+
+    scenario.rest()
+    assert scenario.committed[P0] == (3, ledger_of((3, 4), (4, 5), (5, 6)))
+    assert scenario.pipeline.drained
+
+
+@pytest.mark.parametrize("items_max", [1, 8])
+@pytest.mark.parametrize("seed", range(10))
+def test_each_restart_makes_progress_through_too_many_refused_items(
+    items_max: int, seed: int
+) -> None:
+    """Nine with a limit of five, alone or in batches: what was written is not written again."""
+    limit = DeadLetterLimit(count_max=5, share_max=0.5, window_seconds=60.0)
+    batch = BatchLimits(items_max, 10_000, 5.0)
+    limits = dataclasses.replace(RECEIPTS, batch=batch, dead_letters=limit)
+    world = World(LOG[:9], limits, refused=range(9))
+    lives = [Life(world, Random(seed).randrange)]
+    lives[0].run()
+    assert len(lives[0].halts) == 1
+    assert len(world.letters) == 6
+    while lives[-1].halts:
+        lives.append(Life(world, Random(seed + len(lives)).randrange))
+        lives[-1].run()
+
+    assert len(lives) == 2
+    world.check()
+    assert sorted(letter.record.offset for letter in world.letters) == list(range(9))
 
 
 def test_refused_items_of_one_partition_halt_no_other() -> None:

@@ -10,6 +10,7 @@ from ingester.core.delivery import InDoubt, Refused
 from ingester.core.messages import (
     AttemptEnded,
     Command,
+    CommitOffsets,
     DrainRequested,
     Limits,
     OffsetsCommitted,
@@ -94,19 +95,74 @@ def test_what_is_to_be_sent_again_is_sent_under_its_key() -> None:
 
     assert str(send.batch) == "usage:0[2,4)"
     scenario.written(send.batch)
-    assert scenario.answer(send.batch) == [WriteReceipt(send.batch, ACKNOWLEDGED, 1)]
+    assert scenario.answer(send.batch) == [WriteReceipt(send.batch, ACKNOWLEDGED, 1, in_doubt=True)]
     scenario.receipted(send.batch, 9)
     assert scenario.offset() == 8
 
 
-def test_what_is_sent_again_and_stays_in_doubt_halts_again() -> None:
-    """The decision was about the doubt before."""
+def test_what_is_to_be_sent_again_is_intended_anew_before_it_is_sent() -> None:
+    """At a later time, also by a clock that stepped back, so that the decision is used up by it."""
+    scenario = halted()
+    start = scenario.start(P0, *notes_with(resolution_of((2, 4), "resend")))
+    scenario.fact(PartitionReopened(P0, start, WALL_SECONDS - 500))
+    scenario.now += 0.01  # the moment between two commits
+    write, commit = scenario.raw(scenario.fetched(LOG[2:]))
+    assert isinstance(write, WriteDeadLetters)
+    assert isinstance(commit, CommitOffsets)
+    scenario.store(commit)
+    (again, *others) = scenario.committed[P0][1].intents
+
+    assert (again.range, again.intended_at) == ((2, 4), WALL_SECONDS + 1)
+    assert [each.intended_at for each in others] == [WALL_SECONDS, WALL_SECONDS]
+    assert [str(batch) for batch in batches_sent(scenario.raw(OffsetsCommitted()))] == [
+        "usage:0[2,4)"
+    ]
+
+
+def test_what_is_to_be_sent_again_waits_for_a_commit_that_succeeds() -> None:
+    """The successor of one that failed, whether the coordinator has stored it or not."""
     scenario = halted()
     reopened(scenario, resolution_of((2, 4), "resend"))
-    (batch,) = scenario.sent(LOG[2:])
+    scenario.now += 0.01  # the moment between two commits
+    commands = scenario.raw(scenario.fetched(LOG[2:]))
+    assert batches_sent(commands + scenario.commit_failed()) == []
+    (commit,) = scenario.wake_raw()
 
-    assert len(halts(scenario.answer(batch, IN_DOUBT))) == 1
+    assert len(batches_sent(scenario.through([commit]))) == 1
+
+
+def test_what_is_sent_again_and_stays_in_doubt_halts_again() -> None:
+    """The decision was about the doubt before, and is not heard twice; a new one is."""
+    scenario = halted()
+    decision = resolution_of((2, 4), "resend")
+    reopened(scenario, decision)
+    write, send = scenario.fetch({P0: LOG[2:]})
+    assert isinstance(write, WriteDeadLetters)
+    assert isinstance(send, SendBatch)
+    scenario.written(send.batch)
+    assert len(halts(scenario.answer(send.batch, IN_DOUBT))) == 1
+    scenario.rest()
     assert scenario.intended() == [(2, 4), (4, 6), (6, 8)]
+    assert len(halts(reopened(scenario, decision))) == 1
+
+    moment = scenario.committed[P0][1].intents[0].intended_at
+    another = resolution_of((2, 4), "resend", intended_at=moment)
+    assert reopened(scenario, decision, another) == [RESUME]
+    assert len(batches_sent(scenario.fetch({P0: LOG[2:]}))) == 1
+
+
+def test_what_cannot_be_formed_again_is_skipped_as_a_whole() -> None:
+    """The halt names the decision; what follows is settled."""
+    scenario = halted(RECEIPTS)
+    assert reopened(scenario, resolution_of((2, 4), "resend")) == [RESUME]
+    without = [each for each in LOG[2:] if each.offset != 2]
+    (reason,) = halts(scenario.fetch({P0: without}))
+    assert "[2,4) was sent by a former owner, and cannot be formed again" in reason
+    assert "ingester resolve usage:0:2 --as skipped" in reason
+    assert reopened(scenario, resolution_of((2, 4), "skipped")) == [RESUME]
+
+    assert scenario.offset() == 8
+    assert len(scenario.sent(usage_records(2, first_offset=8))) == 1
 
 
 def test_what_pacspace_has_is_not_sent_but_its_dead_letters_are_written() -> None:
@@ -262,7 +318,7 @@ def test_what_comes_of_the_time_before_is_nobodys() -> None:
     assert scenario.raw(AttemptEnded(before, ACKNOWLEDGED, 0.5)) == []
     assert scenario.raw(ReceiptWritten(before, 3)) == []
     assert scenario.pipeline.in_flight == 1
-    assert scenario.answer(again) == [WriteReceipt(again, ACKNOWLEDGED, 1)]
+    assert scenario.answer(again) == [WriteReceipt(again, ACKNOWLEDGED, 1, in_doubt=True)]
 
 
 def test_the_others_go_on_meanwhile() -> None:

@@ -10,7 +10,14 @@ from ingester.core.intent import Ledger, Range, encode
 from ingester.core.messages import Commit, Start
 from ingester.core.receipt import Note
 from ingester.core.start import start_of
-from tests.support.scenario import P0, ledger_of, ranges_of, receipt_of, resolution_of
+from tests.support.scenario import (
+    P0,
+    WALL_SECONDS,
+    ledger_of,
+    ranges_of,
+    receipt_of,
+    resolution_of,
+)
 
 
 def start(
@@ -107,6 +114,22 @@ def test_what_is_to_be_sent_again_is_named() -> None:
     assert begun.acknowledged == frozenset()
 
 
+@pytest.mark.parametrize("intended_at", [None, WALL_SECONDS - 1, WALL_SECONDS + 1], ids=repr)
+def test_what_is_to_be_sent_again_is_so_for_one_attempt(intended_at: int | None) -> None:
+    """Whoever sends it intends it anew: the decision was about the attempt before."""
+    decision = resolution_of((0, 2), "resend", intended_at=intended_at)
+
+    assert start(decision, left=[(0, 2)]).resent == frozenset()
+
+
+@pytest.mark.parametrize("intended_at", [None, WALL_SECONDS - 1, WALL_SECONDS], ids=repr)
+def test_what_somebody_found_acknowledged_stays_so(intended_at: int | None) -> None:
+    """Whichever attempt it was that PacSpace has counted, another would count it twice."""
+    decision = resolution_of((0, 2), "acknowledged", intended_at=intended_at)
+
+    assert start(decision, left=[(0, 2)]).acknowledged == {(0, 2)}
+
+
 @pytest.mark.parametrize("decision", ["acknowledged", "resend"])
 def test_the_last_decision_counts(decision: str) -> None:
     """Whoever corrects himself before a worker has looked is heard."""
@@ -164,6 +187,34 @@ def test_a_skip_ends_the_doubt_about_what_is_in_it() -> None:
 
     assert (begun.offset, begun.halt_reason) == (4, None)
     assert ranges_of(begun.ledger) == [(4, 6)]
+
+
+def test_a_skip_into_the_middle_of_a_doubt_halts() -> None:
+    """Of a batch that may have been counted, the rest is not settled as a batch of its own."""
+    begun = start(resolution_of((0, 3), "skipped"), left=[(0, 2), (2, 4), (4, 6)], log_begins=3)
+
+    assert begun.halt_reason is not None
+    assert "skipped up to 3, into the middle of [2,4)" in begun.halt_reason
+    assert "ingester resolve usage:0:2 --as skipped" in begun.halt_reason
+
+
+@pytest.mark.parametrize("log_begins", [0, 3])
+def test_the_doubt_that_a_skip_cuts_into_is_skipped_as_a_whole(log_begins: int) -> None:
+    """As the halt says; the next begins behind it."""
+    notes = [resolution_of((0, 3), "skipped"), resolution_of((2, 4), "skipped")]
+    begun = start(*notes, left=[(0, 2), (2, 4), (4, 6)], log_begins=log_begins)
+
+    assert (begun.offset, begun.halt_reason) == (4, None)
+    assert ranges_of(begun.ledger) == [(4, 6)]
+
+
+@pytest.mark.parametrize("end", [2, 4, 9])
+def test_a_skip_that_ends_between_doubts_cuts_none(end: int) -> None:
+    """At the end of one, in a gap behind it, or behind all."""
+    begun = start(resolution_of((0, end), "skipped"), left=[(0, 2), (5, 7)])
+
+    assert (begun.offset, begun.halt_reason) == (end, None)
+    assert ranges_of(begun.ledger) == ([] if end == 9 else [(5, 7)])
 
 
 # -- what stops it ------------------------------------------------------------------------------
