@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -218,3 +219,61 @@ def test_nesting_is_bounded_where_it_is_said(depth: int, opening: str, text: str
     else:
         assert isinstance(decoded, Rejection)
         assert decoded.code == "nesting_too_deep"
+
+
+ITEM = b'{"key":"k","accountId":"a","bits":1}'
+
+
+@st.composite
+def torn(draw: st.DrawFn) -> list[bytes]:
+    """Events put together and torn apart again, not always where one ends."""
+    whole = b"".join(
+        draw(spelled(EVENTS) | mutated()) + draw(st.sampled_from([b"", b"\n", b" ", b","]))
+        for _ in range(draw(st.integers(1, 4)))
+    )
+    braces = [place for place, byte in enumerate(whole) if byte in b"{}"]
+    places = draw(st.lists(st.sampled_from([*braces, len(whole)]), max_size=4))
+    cuts = sorted(place + draw(st.integers(0, 1)) for place in places)
+    return [whole[start:end] for start, end in pairwise([0, *cuts, len(whole)])]
+
+
+@settings(max_examples=1000)
+@given(st.lists(spelled(EVENTS) | mutated(), min_size=1, max_size=4) | torn())
+@example([ITEM + ITEM])
+@example([ITEM + ITEM, b""])
+@example([ITEM + b'{"a":', b'{},"key":"k","accountId":"a","bits":1}'])
+@example([ITEM + b'{"a":{}', b',"key":"k","accountId":"a","bits":1}'])
+@example([b'{"key":"k","accountId":"a","bits":1,"metadata":{"a":"}', b'{"}}'])
+@example([b'{"key":"k","accountId":"a","bits":1, "metadata":{"a":\n1}}'])
+@example([b'{"key":"k","accountId":"a","bits":1,"metadata":{"a":"\xff"}}'])
+@example([b'{"key":"k","accountId":"a","bits":1,"metadata":5}'])
+@example([b'{"key":"k","accountId":"a","bits":1,"bits":1}'])
+@example(
+    [b'{"key":"k","accountId":"a","bits":1,"metadata":{"a":' + b"[" * 200 + b"]" * 200 + b"}}"]
+)
+def test_many_values_at_once_are_judged_as_each_alone(values: list[bytes]) -> None:
+    """Wherever one value ends and the next begins, nothing is read across."""
+    for decode in (REFUSE, IGNORE):
+        together = decode.all_of(values)
+        if together is not None:
+            assert [decode(value) for value in values] == list(zip(*together, strict=True))
+
+
+@given(
+    st.lists(st.tuples(TEXT.filter(str.isalnum), st.integers(BITS_MIN, BITS_MAX), OBJECTS)),
+    st.sampled_from([(",", ":"), (", ", ": ")]),
+)
+def test_what_producers_usually_write_is_taken_at_once(
+    events: list[tuple[str, int, dict[str, object]]], separators: tuple[str, str]
+) -> None:
+    """The long way is for odd values only: with or without spaces, whatever the metadata."""
+    values = [
+        json.dumps(
+            {"key": key, "accountId": key, "bits": bits, "metadata": metadata},
+            separators=separators,
+            ensure_ascii=False,
+        ).encode()
+        for key, bits, metadata in events
+    ]
+
+    assert REFUSE.all_of(values) is not None
