@@ -49,13 +49,14 @@ from ingester.core.pipeline import Pipeline
 from ingester.core.record import TopicPartition
 from ingester.errors import IncompleteError, UnavailableError
 from ingester.health import HealthServer
-from ingester.kafka import RecordWriter, UsageConsumer
+from ingester.kafka import RecordWriter
 from ingester.kafka_admin import (
     ADMIN_TIMEOUT_SECONDS,
     DEAD_LETTER_PARTITIONS,
     DEAD_LETTER_TOPIC_CONFIG,
     KafkaAdmin,
 )
+from ingester.kafka_group import UsageConsumer
 from ingester.pacspace import PacspaceClient
 from ingester.receipts import Receipts, without_receipts
 from ingester.settings import Settings
@@ -335,7 +336,7 @@ class Worker:
 
     async def _write_dead_letters(self, batch: Batch) -> None:
         topic = self._settings.dead_letter_topic_for(batch.partition.topic)
-        reason = await self._writer.write_dead_letters(topic, batch.dead_letters)
+        reason = await self._writer.write_dead_letters(topic, batch.partition, batch.dead_letters)
         if reason is None:
             self._handle(DeadLettersWritten(batch))
             self._telemetry.dead_letters_written(batch, topic)

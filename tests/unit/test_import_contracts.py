@@ -55,6 +55,7 @@ def test_the_contracts_hold() -> None:
         ("core/pipeline", "import asyncio", CORE_IS_PURE),
         ("core/offsets", "import logging", CORE_IS_PURE),
         ("core/batch", "from aiokafka.structs import ConsumerRecord", CORE_IS_PURE),
+        ("kafka_reading", "import ingester.kafka_group", LAYERS),
         ("worker", "import aiokafka", KAFKA_CLIENT),
         ("local_kafka/readiness", "from aiokafka.admin import AIOKafkaAdminClient", KAFKA_CLIENT),
         ("check", "import httpx", PACSPACE_CLIENT),
