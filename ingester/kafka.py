@@ -26,6 +26,7 @@ POLL_SECONDS: Final = 0.2  # how long a poll waits for records; bounds how late 
 FETCH_WAIT_SECONDS: Final = 0.1  # a fetch of an idle topic returns empty after this
 _PRODUCER_LINGER_SECONDS: Final = 0.005
 _CLOSE_SECONDS_MAX: Final = 3.0  # for saying goodbye to brokers that may be gone
+_RECORD_BATCH_BYTES_MAX: Final = 256 * 1024  # 16 KiB hold 5 receipts, and the sixth has to wait
 _RECORD_BYTES_MAX: Final = 16 * 1024 * 1024  # as the dead-letter topic's own limit
 
 _REFUSALS: Final = (
@@ -58,6 +59,7 @@ class RecordWriter:
             enable_idempotence=True,
             linger_ms=int(_PRODUCER_LINGER_SECONDS * 1000),
             max_request_size=_RECORD_BYTES_MAX,
+            max_batch_size=_RECORD_BATCH_BYTES_MAX,
             compression_type="gzip" if compress else None,
         )
 
@@ -73,18 +75,33 @@ class RecordWriter:
         """Give what is under way a moment, and disconnect."""
         await closed(self._producer.stop())
 
-    async def send(
+    async def write(
         self, topic: str, value: bytes | None, key: bytes | None, partition: int | None = None
-    ) -> asyncio.Future[Written]:
-        """Queue one record; the future ends when the broker has it, or with an IngesterError.
+    ) -> Written:
+        """Write one record and wait until the broker has it; an IngesterError when it has not.
 
         Without `partition` the key decides.
         """
+        return await _written(await self._queue(topic, value, key, partition), topic)
+
+    async def send(
+        self, topic: str, value: bytes | None, key: bytes | None, partition: int | None = None
+    ) -> asyncio.Future[Written]:
+        """Queue one record as `write` does; the future ends when the broker has it or has not."""
+        return asyncio.ensure_future(
+            _written(await self._queue(topic, value, key, partition), topic)
+        )
+
+    async def _queue(
+        self, topic: str, value: bytes | None, key: bytes | None, partition: int | None
+    ) -> asyncio.Future[Any]:
         try:
-            future = await self._producer.send(topic, value=value, key=key, partition=partition)
+            future: asyncio.Future[Any] = await self._producer.send(
+                topic, value=value, key=key, partition=partition
+            )
         except kafka_errors.KafkaError as error:
             raise translate(error, f"topic {topic}") from error
-        return asyncio.ensure_future(_written(future, topic))
+        return future
 
     async def write_dead_letters(
         self, topic: str, source: TopicPartition, letters: Sequence[DeadLetter]

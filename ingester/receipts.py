@@ -60,8 +60,8 @@ class Receipts:
         value = encode_receipt(batch, receipt.outcome, receipt.attempts, settled_at)
         topic, partition = self._partition_for(batch.partition)
         try:
-            written = await (
-                await self._writer.send(topic, value, str(batch.partition).encode(), partition)
+            written = await self._writer.write(
+                topic, value, str(batch.partition).encode(), partition
             )
         except IngesterError as error:
             return str(error)
