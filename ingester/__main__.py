@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from types import FrameType
+
+_YOUNG_OBJECTS_MAX = 10_000
+"""Not 700: a poll of 500 records makes 1,000 objects that reference counts soon free."""
 
 
 def main() -> None:
@@ -12,10 +16,17 @@ def main() -> None:
 
     As the first process of a container Python ignores SIGTERM until somebody handles it, and the
     imports take most of a second: a stop in that second would wait out its grace period.
+
+    What the imports make stays. Looking for garbage among it takes 0.1 s while they run, and with
+    the default threshold 1.5 of the worker's 5.8 CPU seconds per million events afterwards.
     """
     signal.signal(signal.SIGTERM, _exit)
+    gc.disable()
     from ingester.cli import main as command_line  # noqa: PLC0415 -- after the handler, as said
 
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS_MAX)
+    gc.enable()
     command_line()
 
 

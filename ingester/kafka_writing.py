@@ -23,6 +23,7 @@ from ingester.kafka_admin import REQUEST_TIMEOUT_SECONDS, client_options
 from ingester.settings import KafkaSettings
 
 _LINGER_SECONDS: Final = 0.005
+_RECORD_BATCH_BYTES_MAX: Final = 256 * 1024  # 16 KiB hold 5 receipts, and the sixth has to wait
 _RECORD_BYTES_MAX: Final = 16 * 1024 * 1024  # as the dead-letter topic's own limit
 _PAUSE_SECONDS_MIN: Final = 0.5  # before the first write to where one has failed
 _PAUSE_SECONDS_MAX: Final = 5.0  # so much later than its partition a writer recovers at most
@@ -53,6 +54,7 @@ class RecordWriter:
             "enable_idempotence": True,
             "linger_ms": int(_LINGER_SECONDS * 1000),
             "max_request_size": _RECORD_BYTES_MAX,
+            "max_batch_size": _RECORD_BATCH_BYTES_MAX,
             "compression_type": "gzip" if compress else None,
         }
         self._producer: AIOKafkaProducer | None = None
@@ -82,46 +84,59 @@ class RecordWriter:
         self._retire(self._producer)
         await asyncio.gather(*map(closed, self._closing))
 
-    async def send(
+    async def write(
         self, topic: str, value: bytes | None, key: bytes | None, partition: int | None = None
-    ) -> asyncio.Future[Written]:
-        """Queue one record; the future ends when the broker has it, or with an IngesterError.
+    ) -> Written:
+        """Write one record and wait until the broker has it; an IngesterError when it has not.
 
         Without `partition` the key decides.
         """
         place = _Place(topic, partition)
-        if place in self._troubles:
-            await self._troubles[place].turn()
-        return await self._queue(place, value=value, key=key)
+        await self._turn(place)
+        return await self._written(*await self._queue(place, value=value, key=key))
 
-    async def write_dead_letters(self, topic: str, letters: Sequence[DeadLetter]) -> str | None:
+    async def send(
+        self, topic: str, value: bytes | None, key: bytes | None, partition: int | None = None
+    ) -> asyncio.Future[Written]:
+        """Queue one record as `write` does; the future ends when the broker has it or has not."""
+        place = _Place(topic, partition)
+        await self._turn(place)
+        return asyncio.ensure_future(self._written(*await self._queue(place, value=value, key=key)))
+
+    async def write_dead_letters(
+        self, topic: str, source: TopicPartition, letters: Sequence[DeadLetter]
+    ) -> str | None:
         """Write all of them; return None when the broker has every one, or why it has not."""
         place = _Place(topic, None)
-        if place in self._troubles:
-            await self._troubles[place].turn()
-        futures: list[asyncio.Future[Written]] = []
+        await self._turn(place)
+        written: list[asyncio.Future[Written]] = []
         try:
             for letter in letters:
                 record = letter.record
                 # The client refuses a record that has neither key nor value.
                 both_null = record.key is None and record.value is None
-                futures.append(
-                    await self._queue(
-                        place,
-                        value=b"" if both_null else record.value,
-                        key=record.key,
-                        timestamp_ms=record.timestamp if record.timestamp >= 0 else None,
-                        headers=_dead_letter_headers(letter),
-                    )
+                queued = await self._queue(
+                    place,
+                    value=b"" if both_null else record.value,
+                    key=record.key,
+                    timestamp_ms=record.timestamp if record.timestamp >= 0 else None,
+                    headers=_dead_letter_headers(source, letter),
                 )
-            await asyncio.gather(*futures)
+                written.append(asyncio.ensure_future(self._written(*queued)))
+            await asyncio.gather(*written)
         except IngesterError as error:
             return str(error)
         finally:
-            await asyncio.gather(*futures, return_exceptions=True)
+            await asyncio.gather(*written, return_exceptions=True)
         return None
 
-    async def _queue(self, place: _Place, **record: Any) -> asyncio.Future[Written]:
+    async def _turn(self, place: _Place) -> None:
+        if place in self._troubles:
+            await self._troubles[place].turn()
+
+    async def _queue(
+        self, place: _Place, **record: Any
+    ) -> tuple[asyncio.Future[Any], AIOKafkaProducer, _Place]:
         producer = self._producer
         try:
             if producer is None:
@@ -132,7 +147,7 @@ class RecordWriter:
             if not isinstance(error, kafka_errors.MessageSizeTooLargeError):
                 self._failed(producer, place)
             raise translate(error, f"topic {place.topic}") from error
-        return asyncio.ensure_future(self._written(future, producer, place))
+        return future, producer, place
 
     async def _written(
         self, future: asyncio.Future[Any], producer: AIOKafkaProducer, place: _Place
@@ -209,10 +224,11 @@ class _Trouble:
         self._over.set()
 
 
-def _dead_letter_headers(letter: DeadLetter) -> list[tuple[str, bytes | None]]:
+def _dead_letter_headers(
+    source: TopicPartition, letter: DeadLetter
+) -> list[tuple[str, bytes | None]]:
     """The record's own headers, then why it is here and where it came from."""
     record, rejection = letter.record, letter.rejection
-    source: Any = record  # a consumed record knows its topic and partition, the core does not ask
     headers = [
         *record.headers,
         ("ingester-error-code", rejection.code.encode()),

@@ -88,8 +88,8 @@ class Receipts:
     async def _append(self, source: TopicPartition, value: bytes) -> int:
         assert self._writer is not None, "nothing is written before the start"
         topic, partition = self.partition_for(source)
-        written = await self._writer.send(topic, value, str(source).encode(), partition)
-        return (await written).offset
+        written = await self._writer.write(topic, value, str(source).encode(), partition)
+        return written.offset
 
     async def starts(
         self, commits: Mapping[TopicPartition, Commit], beginnings: Mapping[TopicPartition, int]

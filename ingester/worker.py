@@ -56,13 +56,13 @@ from ingester.core.record import TopicPartition
 from ingester.errors import IncompleteError, IngesterError, UnavailableError
 from ingester.halts import Decisions
 from ingester.health import HealthServer
-from ingester.kafka import UsageConsumer
 from ingester.kafka_admin import (
     ADMIN_TIMEOUT_SECONDS,
     DEAD_LETTER_PARTITIONS,
     DEAD_LETTER_TOPIC_CONFIG,
     KafkaAdmin,
 )
+from ingester.kafka_group import UsageConsumer
 from ingester.kafka_range import RangeReader
 from ingester.kafka_writing import RecordWriter
 from ingester.pacspace import PacspaceClient
@@ -423,7 +423,7 @@ class Worker:
     async def _write_dead_letters(self, command: WriteDeadLetters) -> None:
         batch, letters = command.batch, command.letters
         topic = self._settings.dead_letter_topic_for(batch.partition.topic)
-        reason = await self._writer.write_dead_letters(topic, letters)
+        reason = await self._writer.write_dead_letters(topic, batch.partition, letters)
         if reason is None:
             self._handle(DeadLettersWritten(batch))
             self._telemetry.dead_letters_written(batch, letters, topic)

@@ -257,6 +257,19 @@ async def test_no_more_connections_are_opened_than_allowed() -> None:
     assert most == found.connections == 2
 
 
+async def test_an_early_hint_is_not_the_answer() -> None:
+    """Informational answers announce one, and the connection serves the next request too."""
+    hint = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n"
+    async with (
+        endpoint(answering(hint + response(202, ACKNOWLEDGEMENT))) as found,
+        PacspaceClient(found.url, API_KEY) as client,
+    ):
+        for number in range(3):
+            outcome = await client.write(b"{}", idempotency_key=f"key-{number}", items_count=1)
+            assert Acknowledged("batch_1", 202) == outcome
+    assert 1 == found.connections
+
+
 # -- what was not sent, and what may have been --------------------------------------------------
 
 
@@ -667,3 +680,11 @@ async def test_a_write_of_nothing_is_a_mistake_of_the_caller() -> None:
     async with PacspaceClient("http://127.0.0.1:1", API_KEY) as client:
         with pytest.raises(ValueError, match="at least one event"):
             await client.record_usage([], idempotency_key="op-1")
+
+
+@pytest.mark.parametrize("key", ["", "op\r\nX-Api-Key: other", "op\x00"])
+async def test_a_key_that_no_header_can_carry_is_a_mistake_of_the_caller(key: str) -> None:
+    """It would end the header, and begin another."""
+    async with PacspaceClient("http://127.0.0.1:1", API_KEY) as client:
+        with pytest.raises(ValueError, match="no header can carry"):
+            await client.write(b"{}", idempotency_key=key, items_count=1)
