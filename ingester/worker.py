@@ -286,14 +286,16 @@ class Worker:
     async def _drain(self) -> bool:
         """Settle what was read for half of the time, then only what may have been applied.
 
-        A backlog that was cut off at the deadline would leave batches in doubt.
+        A backlog that was cut off at the deadline would leave batches in doubt. Return whether
+        everything was settled.
         """
         half_seconds = self._settings.drain_seconds / 2
         self._handle(DrainRequested())
         if await self._drained_within(half_seconds):
             return True
         self._handle(RevocationStarted())
-        return await self._drained_within(half_seconds)
+        await self._drained_within(half_seconds)
+        return False
 
     async def _drained_within(self, seconds: float) -> bool:
         try:
