@@ -88,6 +88,7 @@ def test_a_ledger_without_intents_is_one(offset: int) -> None:
         b"\x00\x01\x03\x00\x07\x01",
         b"\x00\x01\x00\x05\x00\x81",
         b"\x00\x80",
+        b"\x00\x00\x80",
     ],
     ids=[
         "nothing",
@@ -98,6 +99,7 @@ def test_a_ledger_without_intents_is_one(offset: int) -> None:
         "empty range",
         "digest without an end",
         "count without an end",
+        "more without an end",
     ],
 )
 def test_numbers_that_make_no_sense_are_damage(numbers: bytes) -> None:
