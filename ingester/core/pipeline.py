@@ -105,7 +105,7 @@ class Pipeline:
     def drained(self) -> bool:
         """Whether waiting longer would settle or commit nothing more."""
         if self._fenced:  # a receipt that is still written spares the next owner a doubt
-            unreceipted = any(each.done and each.recorded for each in self._deliveries)
+            unreceipted = any(each.recorded and not each.items_pending for each in self._deliveries)
             return not self._dispatcher.in_flight and not unreceipted
         return not self._open and not self._deliveries and self._committer.idle
 
@@ -499,6 +499,7 @@ class Pipeline:
             items_pending=batch.items_count > 0 and range_ not in part.acknowledged,
             dead_letters_pending=bool(letters),
             letters=letters,
+            in_doubt_since=now if range_ in part.acknowledged else None,
         )
         self._deliveries.add(delivery)
         if span is None:

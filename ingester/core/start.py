@@ -4,7 +4,7 @@ receipts topic say together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from ingester.core.intent import Intent, Ledger, Range, Unreadable, decode
 from ingester.core.messages import Commit, Start
@@ -45,6 +45,8 @@ def start_of(
             if note.first_offset <= offset:
                 offset = max(offset, note.next_offset)
     cut = [each for each in ledger.intents if each.first_offset < offset < each.next_offset]
+    if cut:  # of a batch in doubt the rest is no batch of its own
+        offset = cut[0].first_offset
     intents = [each for each in ledger.intents if each.first_offset >= offset]
     while intents and intents[0].range in settled:
         offset = intents.pop(0).next_offset
@@ -57,7 +59,7 @@ def start_of(
         },
         resent={each.range for each in intents if _is_to_be_resent(each, decisions)},
         committed=commit.next_offset if offset != commit.next_offset else None,
-        halt_reason=_halt_reason(name, offset, log_begins, cut),
+        halt_reason=_lost(name, offset, log_begins) if offset < log_begins else None,
         foreign_metadata=foreign_metadata,
     )
 
@@ -67,17 +69,6 @@ def _is_to_be_resent(intent: Intent, decisions: Mapping[Range, Resolution]) -> b
     if decided is None or decided.decision != "resend":
         return False
     return decided.intended_at == intent.intended_at
-
-
-def _halt_reason(
-    name: TopicPartition, offset: int, log_begins: int, cut: Sequence[Intent]
-) -> str | None:
-    if cut:
-        return (
-            f"somebody skipped up to {offset}, into the middle of {cut[0]}, which is in doubt as a"
-            f" whole: ingester resolve {name}:{cut[0].first_offset} --as skipped"
-        )
-    return _lost(name, offset, log_begins) if offset < log_begins else None
 
 
 def _unreadable(commit: Commit, reason: str) -> str:

@@ -189,18 +189,25 @@ def test_a_skip_ends_the_doubt_about_what_is_in_it() -> None:
     assert ranges_of(begun.ledger) == [(4, 6)]
 
 
-def test_a_skip_into_the_middle_of_a_doubt_halts() -> None:
+def test_a_skip_into_the_middle_of_a_doubt_stops_before_it() -> None:
     """Of a batch that may have been counted, the rest is not settled as a batch of its own."""
+    begun = start(resolution_of((0, 3), "skipped"), left=[(0, 2), (2, 4), (4, 6)])
+
+    assert (begun.offset, begun.halt_reason) == (2, None)
+    assert ranges_of(begun.ledger) == [(2, 4), (4, 6)]
+
+
+def test_where_the_log_has_lost_a_part_of_that_doubt_somebody_is_asked_again() -> None:
+    """By a command that can pass it as a whole."""
     begun = start(resolution_of((0, 3), "skipped"), left=[(0, 2), (2, 4), (4, 6)], log_begins=3)
 
     assert begun.halt_reason is not None
-    assert "skipped up to 3, into the middle of [2,4)" in begun.halt_reason
     assert "ingester resolve usage:0:2 --as skipped" in begun.halt_reason
 
 
 @pytest.mark.parametrize("log_begins", [0, 3])
 def test_the_doubt_that_a_skip_cuts_into_is_skipped_as_a_whole(log_begins: int) -> None:
-    """As the halt says; the next begins behind it."""
+    """By a decision of its own; the next begins behind it."""
     notes = [resolution_of((0, 3), "skipped"), resolution_of((2, 4), "skipped")]
     begun = start(*notes, left=[(0, 2), (2, 4), (4, 6)], log_begins=log_begins)
 
