@@ -30,8 +30,9 @@ simulate: $(STAMP) ## the core in SEEDS=10000 unkind worlds from SEED=0 on; SEED
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed $(SEED)
 
 KILLS ?= 200
-torture: $(STAMP) ## KILLS=200 workers killed at every step, and as many at random; SEED=0
+torture: $(STAMP) ## KILLS=200 workers killed at every step, and as many at random; then brokers; SEED=0
 	@$(BIN)/python -m tests.torture --kills $(KILLS) --seed $(SEED)
+	@$(BIN)/python -m tests.torture.failover
 
 check: $(STAMP) ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -172,7 +172,7 @@ def test_what_pacspace_has_is_not_sent_but_its_dead_letters_are_written() -> Non
     (write,) = scenario.fetch({P0: LOG[2:]})
     assert isinstance(write, WriteDeadLetters)
     assert [letter.record.offset for letter in write.letters] == [3]
-    assert scenario.written(write.batch) == [WriteReceipt(write.batch, None, 0)]
+    assert scenario.written(write.batch) == [WriteReceipt(write.batch, None, 0, in_doubt=True)]
     scenario.receipted(write.batch, 9)
 
     assert scenario.offset() == 8
