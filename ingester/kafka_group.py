@@ -225,6 +225,24 @@ class UsageConsumer:
             raise translate(error, "Kafka") from error
         return {TopicPartition(*name): offset for name, offset in found.items()}
 
+    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """Where the logs end now; UnavailableError when nobody says."""
+        asked = [aiokafka.TopicPartition(*each) for each in partitions]
+        try:
+            found = await self._consumer.end_offsets(asked) if asked else {}
+        except kafka_errors.KafkaError as error:
+            raise translate(error, "Kafka") from error
+        return {TopicPartition(*name): offset for name, offset in found.items()}
+
+    def position(self, partition: TopicPartition) -> int | None:
+        """What is to be handed over next; None while that is not known."""
+        subscription = self._consumer._subscription.subscription  # noqa: SLF001 -- `position` waits
+        assignment = subscription.assignment
+        if assignment is None or partition not in assignment.tps:
+            return None
+        state = assignment.state_value(aiokafka.TopicPartition(*partition))
+        return state.position if state.has_valid_position else None
+
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Fetch this partition from here on."""
         self._consumer.seek(aiokafka.TopicPartition(*partition), offset)

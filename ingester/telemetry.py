@@ -193,6 +193,11 @@ class Telemetry:
             "Partitions of this worker that wait for an operator.",
             registry=self.registry,
         )
+        self.stalled = Gauge(
+            "ingester_partitions_stalled",
+            "Partitions of this worker that are behind and have not moved for a while.",
+            registry=self.registry,
+        )
         self.blocked = Gauge(
             "ingester_blocked",
             "1 while PacSpace refuses everything (key, credit, permission), else 0.",
@@ -271,6 +276,23 @@ class Telemetry:
 
     def decisions_retried(self, reason: str) -> None:
         self._log.warning("decisions.read_retried", reason=reason)
+
+    def partition_stalled(
+        self, partition: TopicPartition, seconds: float, behind: int, held_for: str | None
+    ) -> None:
+        self._log.error(
+            "partition.stalled",
+            partition=str(partition),
+            seconds=round(seconds),
+            unread_offsets=behind,
+            held_for=held_for,
+            detail="it is behind and does not move; nothing of it is lost. The lines before this"
+            " one, /status and `ingester resolve` say what it waits for; if nothing does, restart"
+            " this worker and report it",
+        )
+
+    def partition_moved(self, partition: TopicPartition, seconds: float) -> None:
+        self._log.info("partition.moved", partition=str(partition), stalled_seconds=round(seconds))
 
     def partition_reopened(self, partition: TopicPartition, start: Start) -> None:
         self._log.info("partition.reopened", partition=str(partition), offset=start.offset)

@@ -69,6 +69,7 @@ from ingester.pacspace import PacspaceClient
 from ingester.receipts import Receipts, without_receipts
 from ingester.settings import Settings
 from ingester.telemetry import Telemetry
+from ingester.watchdog import Watchdog
 
 T = TypeVar("T")
 
@@ -115,6 +116,7 @@ class Worker:
         self._writer = RecordWriter(settings, compress=True)
         self._receipts = Receipts(settings)
         self._decisions = Decisions(settings, self._receipts)
+        self._watchdog = Watchdog(self._pipeline, self._consumer, telemetry, settings.stall_seconds)
         self._ranges = RangeReader(settings)
         self._admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
         self._pacspace = PacspaceClient.from_settings(
@@ -180,7 +182,12 @@ class Worker:
         """Start and poll until `request_stop`, which waits for no broker and no rebalance."""
         tasks = [
             asyncio.create_task(each)
-            for each in (self._settle(), self._stop.wait(), self._look_for_decisions())
+            for each in (
+                self._settle(),
+                self._stop.wait(),
+                self._look_for_decisions(),
+                self._watchdog.run(),
+            )
         ]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
