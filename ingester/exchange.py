@@ -139,7 +139,7 @@ async def _converse(connection: aiohttp.connector.Connection, head: bytes, body:
     assert protocol is not None
     assert transport is not None
     protocol.set_response_params(read_until_eof=True)
-    transport.writelines((head, body))
+    transport.write(head + body)  # `writelines` never ends in Python 3.13.0 if one is empty
     message, payload = await protocol.read()
     while 100 <= message.code < 200 and message.code != 101:  # those announce an answer
         message, payload = await protocol.read()
