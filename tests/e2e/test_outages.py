@@ -171,46 +171,40 @@ async def test_an_endpoint_that_refuses_everything_is_probed_with_single_request
     assert await group.dead_letters() == []
 
 
-async def test_a_refused_batch_halts_its_partition_and_no_other(
+async def test_a_conflict_halts_its_partition_and_no_other(
     group_of: GroupOf, topic: TopicFactory, simulator: Simulator
 ) -> None:
-    """400, 409, 413 and 422 stop what they are about, aloud; once they are gone all is settled."""
-    statuses = (400, 409, 413, 422)
-    group = group_of(await topic(5))
-    events = []
-    for partition in range(5):
-        here = usage(350, first=1000 * partition)
-        if partition < len(statuses):
-            status = statuses[partition]
-            here[150]["key"] = f"refused-{status}"
-            simulator.add_faults(
-                {
-                    "match": {"key": f"refused-{status}"},
-                    "effect": {"kind": "refuse", "status": status, "message": "no"},
-                }
-            )
-        events += here
-        await group.produce(here, partition=partition)
-    settings = {"linger_seconds": "1"}  # so that both workers cut the same batches
+    """409 stops what it is about, aloud; once it is gone all is settled."""
+    group = group_of(await topic(2))
+    name = group.topics[0]
+    conflicting, others = usage(350), usage(350, first=1000)
+    conflicting[150]["key"] = "conflicting"
+    simulator.add_faults(
+        {
+            "match": {"key": "conflicting"},
+            "effect": {"kind": "refuse", "status": 409, "message": "no"},
+        }
+    )
+    await group.produce(conflicting, partition=0)
+    await group.produce(others, partition=1)
+    settings = {"linger_seconds": "1"}  # so that the batches are full
     worker = group.start(**settings)
 
-    eventually(lambda: len(worker.events("partition.halted")) == len(statuses))
-    await group.commits({0: 100, 1: 100, 2: 100, 3: 100, 4: 350})
-    for halt in worker.events("partition.halted"):
-        partition = int(halt["partition"].rpartition(":")[2])
-        assert halt["level"] == "error"
-        assert f"[100,200) was refused: HTTP {statuses[partition]}: no" in halt["reason"]
-    assert sum(part["halted"] is None for part in worker.status()["partitions"].values()) == 1
-    await group.produce(usage(10, first=9000), partition=4)
-    await group.commits({0: 100, 1: 100, 2: 100, 3: 100, 4: 360})
+    (halt,) = eventually(lambda: worker.events("partition.halted"))
+    assert (halt["level"], halt["partition"]) == ("error", f"{name}:0")
+    assert "[100,200) is in doubt" in halt["reason"]
+    assert "HTTP 409: no" in halt["reason"]
+    await group.commits({0: 100, 1: 350})
+    later = usage(10, first=9000)
+    await group.produce(later, partition=1)
+    await group.commits({0: 100, 1: 360})
     worker.process.terminate()
     assert worker.process.wait() == 75
     (stopped,) = worker.events("worker.stopped")
-    assert stopped["level"] == "error"
-    assert sorted(stopped["halted"]) == [f"{group.topics[0]}:{number}" for number in range(4)]
+    assert (stopped["level"], stopped["halted"]) == ("error", [f"{name}:0"])
 
     simulator.clear_faults()
     group.start(**settings)
     await group.settled()
-    assert simulator.report()["keys"] == totals(events + usage(10, first=9000))
+    assert simulator.report()["keys"] == totals(conflicting + others + later)
     assert await group.dead_letters() == []
