@@ -208,6 +208,11 @@ async def _decide(
     offset = asked.offset
     assert offset is not None, "looked at before"
     range_, summary = decide(standing, offset, decision)
+    if decision == "skipped" and range_ in await formed(settings, standing):
+        raise UsageError(
+            f"{standing.name}{shown(range_)} is in the log and can be formed again as it was:"
+            " decide --as acknowledged, or --as resend"
+        )
     warnings = [*_warnings(standing, range_)]
     intended_at = {each.range: each.intended_at for each in standing.in_doubt}
     resolution = Resolution(
@@ -313,11 +318,11 @@ def _warnings(standing: Standing, range_: Range) -> Iterator[str]:
     """What whoever decides should know beside it."""
     intent = next((each for each in standing.in_doubt if each.range == range_), None)
     earlier = standing.decision_on(intent) if intent else None
-    if intent and standing.owner:
+    if standing.owner and standing.gap is None:
         yield (
             f"a worker at {standing.owner} has {standing.name}. Unless it has halted the partition"
-            " (partition.halted in its log, /status), the batch may simply be in flight: wait for"
-            " its receipt instead"
+            " (partition.halted in its log, /status), there is nothing to decide: what is in doubt"
+            " may simply be in flight"
         )
     if intent and intent.first_offset < standing.log_begins:
         yield (

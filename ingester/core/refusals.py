@@ -21,7 +21,7 @@ from ingester.core.offsets import Span
 from ingester.core.partition import Partition
 from ingester.core.record import Record
 
-_LEARNED_SECONDS = 600.0  # after which an endpoint that took less may be tried with twice as much
+_LEARNED_SECONDS = 60.0  # after which an endpoint that took less may be tried with twice as much
 
 
 class Refusals:

@@ -112,10 +112,10 @@ def test_half_of_what_was_too_much_is_tried() -> None:
 
 
 def test_what_was_learned_is_forgotten_by_and_by() -> None:
-    """Twice as much every ten minutes without a refusal, up to the setting."""
+    """Twice as much every minute without a refusal, up to the setting."""
     limit = BodyLimit(1000)
     limit.refused(400, 0.0)
-    seen = [limit.bytes_max(now) for now in (599.9, 600.0, 1199.9, 1200.0, 1800.0, 99_999.0)]
+    seen = [limit.bytes_max(now) for now in (59.9, 60.0, 119.9, 120.0, 180.0, 99_999.0)]
 
     assert seen == [200, 400, 400, 800, 1000, 1000]
 
@@ -124,6 +124,6 @@ def test_a_refusal_begins_the_time_anew() -> None:
     """Also one that teaches nothing."""
     limit = BodyLimit(1000)
     limit.refused(400, 0.0)
-    limit.refused(800, 500.0)
+    limit.refused(800, 50.0)
 
-    assert [limit.bytes_max(now) for now in (600.0, 1099.9, 1100.0)] == [200, 200, 400]
+    assert [limit.bytes_max(now) for now in (60.0, 109.9, 110.0)] == [200, 200, 400]

@@ -728,15 +728,15 @@ def test_a_body_that_is_too_large_teaches_the_cut() -> None:
 
 
 def test_what_was_learned_is_tried_again_later() -> None:
-    """After ten minutes without another refusal, batches fill as before."""
+    """After a minute without another refusal, batches fill as before."""
     scenario = Scenario(limits=EIGHT)
     (batch,) = scenario.sent(LOG[:8])
     for each in halved(scenario, batch, outcome=TOO_LARGE):
         scenario.answer(each)
     learned_at = scenario.now
-    scenario.now = learned_at + 599.9
+    scenario.now = learned_at + 59.9
     assert [each.items_count for each in settled(scenario, LOG[8:16])] == [3, 3, 2]
-    scenario.now = learned_at + 620.0
+    scenario.now = learned_at + 62.0
 
     assert [each.items_count for each in settled(scenario, LOG[16:32])] == [7, 7, 2]
 
