@@ -156,8 +156,8 @@ async def _converse(connection: aiohttp.connector.Connection, head: bytes, body:
             return AnswerLost(f"the answer is longer than {_ANSWER_BYTES_MAX} bytes")
     if not transport.get_write_buffer_size():  # else it answered before it had read everything
         connection.release()
-    retry_after = headers.get("Retry-After")
-    kept = {} if retry_after is None else {"retry-after": retry_after}
+    retry_after = headers.getall("Retry-After", ())
+    kept = {"retry-after": ", ".join(retry_after)} if retry_after else {}
     return Response(message.code, kept, b"".join(chunks))
 
 

@@ -48,6 +48,12 @@ class RangeReader:
                     f"{partition}[{first_offset},{next_offset}) could not be read again within"
                     f" {_READ_SECONDS_MAX:g} s."
                 ) from error
+            except UnicodeDecodeError as error:
+                await self.stop()
+                raise UnavailableError(
+                    f"{partition}[{first_offset},{next_offset}) cannot be read again: near it is a"
+                    f" record that the client cannot read ({error})."
+                ) from error
             except kafka_errors.KafkaError as error:
                 await self.stop()
                 raise translate(error, "Kafka") from error

@@ -17,7 +17,7 @@ from aiokafka import errors as kafka_errors
 
 from ingester.core.deadletter import DeadLetter
 from ingester.core.record import TopicPartition
-from ingester.errors import IngesterError
+from ingester.errors import IngesterError, UnavailableError
 from ingester.kafka import closed, heard, translate
 from ingester.kafka_admin import REQUEST_TIMEOUT_SECONDS, client_options
 from ingester.settings import KafkaSettings
@@ -147,6 +147,13 @@ class RecordWriter:
             if not isinstance(error, kafka_errors.MessageSizeTooLargeError):
                 self._failed(producer, place)
             raise translate(error, f"topic {place.topic}") from error
+        except AssertionError as error:  # it has not heard of a partition that was added
+            if producer is not None:
+                await producer.client.force_metadata_update()
+            raise UnavailableError(
+                f"topic {place.topic} cannot be used: the client does not know partition"
+                f" {place.partition} yet."
+            ) from error
         return future, producer, place
 
     async def _written(

@@ -28,7 +28,12 @@ from ingester.kafka_writing import RecordWriter
 from ingester.settings import LedgerSettings
 
 # A receipt is what an invoice is explained by: it never expires.
-_TOPIC_CONFIG: Final[Mapping[str, str]] = {"cleanup.policy": "delete", "retention.ms": "-1"}
+# It names every key of its batch, which may be thousands.
+_TOPIC_CONFIG: Final[Mapping[str, str]] = {
+    "cleanup.policy": "delete",
+    "retention.ms": "-1",
+    "max.message.bytes": str(16 * 1024 * 1024),
+}
 
 
 class Receipts:

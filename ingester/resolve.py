@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import typer
@@ -44,8 +44,6 @@ from ingester.settings import LedgerSettings
 _TARGET = re.compile(
     r"(?P<topic>[^:]+)(:(?P<partition>\d{1,9})(:(?P<offset>\d{1,18}))?)?", re.ASCII
 )
-_KEYS_SHOWN_MAX: Final = 20
-_METADATA_SHOWN_MAX: Final = 100  # characters of somebody else's text
 
 
 class Target(NamedTuple):

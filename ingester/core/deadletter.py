@@ -33,7 +33,7 @@ class DeadLetterLimit:
 
     count_max: int
     share_max: float
-    """Of all records of the window, from 0 to 1."""
+    """Of all that the window counts, from 0 to 1."""
     window_seconds: float
 
 
@@ -63,7 +63,6 @@ class DeadLetterWindow:
             self._buckets.append((now, records, dead_letters))
         if not dead_letters or self._dead_letters <= limit.count_max:
             return None
-        # What is refused late was counted as a record when it was cut, in a window before perhaps.
         in_all = max(self._records, self._dead_letters)
         if self._dead_letters <= limit.share_max * in_all:
             return None

@@ -1,11 +1,11 @@
 """Decides which batch is sent when: turns between partitions, attempts, backoff, holds.
 
 At most as many requests are open as the endpoint bears (see `Concurrency`), and as many start in a
-second as the settings allow. While nothing succeeds, batches that wait for
-another attempt count as open, so an endpoint that is down sees that many requests per backoff and
-no more; while others succeed they do not, and a partition whose batches keep failing starts no new
-ones. A hold (429, or a sink that refuses everything) stops all of them; after it one request goes
-alone until one succeeds.
+second as the settings allow. While nothing succeeds, batches that wait for another attempt count as
+open, so an endpoint that is down sees that many requests per backoff and no more; while others
+succeed they do not, and a partition whose batches keep failing starts no new ones. A hold (429, or
+a sink that refuses everything) stops all of them; after it one request goes alone until one
+succeeds.
 """
 
 from __future__ import annotations

@@ -20,7 +20,10 @@ class Partition:
 
     builder: BatchBuilder
     offsets: OffsetTracker
-    dead_letters: DeadLetterWindow
+    rejections: DeadLetterWindow
+    """What the records of the cut batches were."""
+    refusals: DeadLetterWindow
+    """What PacSpace took and refused of the items that it was sent."""
     quiet_at: float
     """When no attempt of a former owner can arrive any more."""
     acknowledged: Collection[Range]

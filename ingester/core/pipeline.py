@@ -250,6 +250,7 @@ class Pipeline:
             ),
             OffsetTracker(start.offset, start.ledger.receipts_offset, intents),
             DeadLetterWindow(limits.dead_letters),
+            DeadLetterWindow(limits.dead_letters),
             quiet_at=now + limits.session_timeout_seconds + limits.request_timeout_seconds,
             acknowledged=start.acknowledged,
             committed=start.offset if start.committed is None else start.committed,
@@ -327,6 +328,8 @@ class Pipeline:
         if isinstance(fact.outcome, Acknowledged):
             delivery.items_pending = False
             delivery.acknowledged = fact.outcome
+            part = self._partitions[fact.batch.partition]
+            part.refusals.add(now, fact.batch.items_count, 0)
             self._advance(delivery, commands)
         elif isinstance(fact.outcome, InDoubt) and self._limits.in_doubt == "halt":
             reason = (
@@ -482,7 +485,7 @@ class Pipeline:
         for batch in batches:
             self._take_one(part, batch, now, commands)
             letters = batch.dead_letters
-            too_many = part.dead_letters.add(now, batch.items_count + len(letters), len(letters))
+            too_many = part.rejections.add(now, batch.items_count + len(letters), len(letters))
             if too_many:
                 last = letters[-1].rejection.detail
                 self._halt(part.name, f"{too_many}; the last one: {last}", commands, ends=False)

@@ -6,7 +6,7 @@ its own range, body and key, and is intended before it is sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ingester.core.batch import Batch, BatchBuilder
@@ -58,29 +58,32 @@ class Refusals:
         delivery.records = records
         return True
 
-    def replace(self, now: float, wall_seconds: int) -> Iterator[Delivery | tuple[Partition, str]]:
-        """Replace what can be, and yield those without items that have a dead letter to write.
+    def replace(self, now: float, wall_seconds: int) -> list[Delivery | tuple[Partition, str]]:
+        """Replace what can be, and return those without items that have a dead letter to write.
 
         A partition comes with the reason for which it has to be halted after that.
         """
-        for part in list(self._waiting):
+        done: list[Delivery | tuple[Partition, str]] = []
+        for part, waiting in list(self._waiting.items()):
             left = []
-            for delivery in self._waiting[part]:
-                if delivery.records and delivery.batch.items_count == 1:
+            too_many: str | None = None
+            for delivery in waiting:
+                if too_many or not delivery.records:
+                    left.append(delivery)
+                elif delivery.batch.items_count == 1:
                     assert delivery.refused is not None, "only what was refused waits here"
-                    yield self._refuse_item(delivery, delivery.refused)
-                    too_many = part.dead_letters.add(now, 0, 1)
+                    done.append(self._refuse_item(delivery, delivery.refused))
+                    too_many = part.refusals.add(now, 1, 1)
                     if too_many:
-                        yield part, f"{too_many}; the last one: {delivery.refused.reason}"
-                        return
-                elif delivery.records and self._committer.may_split(part, delivery):
+                        done.append((part, f"{too_many}; the last one: {delivery.refused.reason}"))
+                elif self._committer.may_split(part, delivery):
                     self._split(part, delivery, wall_seconds)
                 else:
                     left.append(delivery)
-            if left:
-                self._waiting[part] = left
-            else:
+            self._waiting[part] = left
+            if not left:
                 del self._waiting[part]
+        return done
 
     def clear(self) -> None:
         self._waiting.clear()

@@ -21,6 +21,7 @@ def partition(name: TopicPartition) -> Partition:
         BatchBuilder(name, 1, BatchLimits(2, 1000, 1.0), event_decoder("refuse")),
         OffsetTracker(0),
         DeadLetterWindow(LIMITS.dead_letters),
+        DeadLetterWindow(LIMITS.dead_letters),
         quiet_at=0.0,
         acknowledged=(),
         committed=0,

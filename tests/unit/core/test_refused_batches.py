@@ -941,7 +941,7 @@ def test_a_run_of_refused_items_halts_behind_the_one_that_passes_the_limit() -> 
     written = [each for each in commands if isinstance(each, WriteDeadLetters)]
     assert names([each.batch for each in written]) == [(0, 1), (1, 2), (2, 3)]
     (reason,) = halts(commands)
-    assert reason.startswith("3 of 4 records within 60 s are dead letters")
+    assert reason.startswith("3 of 3 records within 60 s are dead letters")
     assert "the last one: HTTP 400: no" in reason
     for each in written:
         scenario.written(each.batch)
