@@ -192,6 +192,12 @@ def test_an_answer_of_somebody_else_asks_for_the_url(status: int) -> None:
     assert outcome.reason.endswith("(is INGESTER_PACSPACE_URL right?)")
 
 
+@pytest.mark.parametrize("status", [401, 402, 403, 412])
+def test_an_answer_of_the_endpoint_does_not(status: int) -> None:
+    """The key, the credit or the permission is at fault, and the address is not doubted."""
+    assert answered(status, {"message": "no"}) == Blocked(f"HTTP {status}: no", status)
+
+
 # -- Retry-After --------------------------------------------------------------------------------
 
 
