@@ -425,6 +425,24 @@ def test_a_partition_that_keeps_failing_stops_no_other() -> None:
     assert all(delivery.attempts > 0 for delivery in bad)
 
 
+def test_a_batch_that_is_let_go_twice_was_failing_once() -> None:
+    """Afterwards as few that fail park its partition as before."""
+    dispatching = dispatcher(4)
+    (twice,) = add(dispatching, 1)
+    for now, outcome in ((0.0, IN_DOUBT), (10.0, Refused("no", 400, "invalid", is_api=True))):
+        assert started(dispatching, now) == [twice]
+        end(dispatching, twice, outcome, now)
+    dispatching.put_off(twice, 20.0)
+    assert started(dispatching, 20.0) == [twice]
+    end(dispatching, twice, ACKNOWLEDGED, 20.0)
+
+    failing = add(dispatching, 2)
+    assert started(dispatching, 20.0) == failing
+    end_all(dispatching, failing, IN_DOUBT, 20.0)
+    add(dispatching, 1)
+    assert started(dispatching, 20.0) == []
+
+
 def test_one_request_at_a_time_is_not_lost_to_one_bad_batch() -> None:
     """Even with a single slot a batch that fails lets those of others pass."""
     dispatching = dispatcher(1)
