@@ -121,6 +121,14 @@ def test_a_rise_that_fewer_cure_is_not(clock: Clock) -> None:
     assert clock.concurrency.limit <= 8
 
 
+def test_a_rise_that_is_no_jump_is_followed(clock: Clock) -> None:
+    """Fewer are compared with what latency has become meanwhile, not with what it once was."""
+    clock.round_trips(100)
+    clock.round_trips(400, lambda limit: 1.8 * ROUND_TRIP * limit / 32)
+
+    assert clock.concurrency.limit <= 8
+
+
 def test_a_rise_is_looked_into_at_once(clock: Clock) -> None:
     """However rare trials have become, one follows within seconds when latency has doubled."""
     clock.round_trips(1000)
@@ -287,6 +295,19 @@ def test_answers_from_before_a_change_do_not_count(clock: Clock) -> None:
         clock.concurrency.answered(clock.now, clock.now - 1000.0, 32)
 
     assert clock.concurrency.limit == START
+
+
+def test_failures_from_before_a_change_do_not_count(clock: Clock) -> None:
+    """As many of them as there are answers do not spoil a single doubling."""
+    while clock.concurrency.limit == START:
+        clock.round_trips(1)
+    for _ in range(8):
+        clock.now += ROUND_TRIP
+        for _ in range(clock.concurrency.limit):
+            clock.concurrency.answered(clock.now, ROUND_TRIP, clock.concurrency.limit)
+            clock.concurrency.failed(clock.now, clock.now - 1000.0, clock.concurrency.limit)
+
+    assert clock.concurrency.limit == 32
 
 
 @given(
