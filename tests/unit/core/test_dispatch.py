@@ -147,6 +147,20 @@ def test_an_endpoint_that_is_down_sees_no_more_than_may_be_open() -> None:
     assert started(dispatching, 0.1) == first
 
 
+def test_an_endpoint_that_is_down_sees_no_more_of_many_partitions() -> None:
+    """That each of them may have a few batches failing does not add up."""
+    dispatching = dispatcher(4)
+    for partition in range(20):
+        add(dispatching, 1, partition)
+    attempts = 0
+    while several := started(dispatching, 0.0):
+        end_all(dispatching, several, DEFERRED, 0.0)
+        attempts += len(several)
+
+    assert attempts == 4
+    assert len(started(dispatching, 100.0)) == 4
+
+
 def test_a_success_after_an_outage_ends_the_backoffs() -> None:
     """What failed with everything else is tried at once when something succeeds again."""
     dispatching = dispatcher(2)
