@@ -253,6 +253,20 @@ def test_after_a_hold_one_request_goes_alone(outcome: Outcome, then: int) -> Non
     assert probe in deliveries
 
 
+def test_the_end_of_a_hold_does_not_wait_for_a_longer_backoff() -> None:
+    """Whatever can start first says when to wake."""
+    dispatching = dispatcher()
+    backed_off, held = add(dispatching, 2)
+    started(dispatching, 0.0)
+    end(dispatching, backed_off, InDoubt("HTTP 202: pending", 202, 50.0), 0.0)
+    end(dispatching, held, THROTTLED, 0.0)
+
+    due = dispatching.wake_at()
+    assert due is not None
+    assert due < 50.0
+    assert started(dispatching, due) == [held]
+
+
 def test_requests_from_before_the_hold_keep_the_probe_waiting() -> None:
     """While answers are still to come nothing more is sent, however long they take."""
     dispatching = dispatcher(4)
