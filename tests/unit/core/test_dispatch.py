@@ -148,8 +148,10 @@ def test_an_endpoint_that_is_down_sees_no_more_than_may_be_open() -> None:
 
 
 def test_an_endpoint_that_is_down_sees_no_more_of_many_partitions() -> None:
-    """That each of them may have a few batches failing does not add up."""
+    """A success before, and a few failing batches of each, do not let through any more."""
     dispatching = dispatcher(4)
+    add(dispatching, 1)
+    end_all(dispatching, started(dispatching, 0.0), ACKNOWLEDGED, 0.0)
     for partition in range(20):
         add(dispatching, 1, partition)
     attempts = 0
