@@ -455,6 +455,19 @@ def test_a_partition_that_keeps_failing_stops_no_other() -> None:
     assert all(delivery.attempts > 0 for delivery in bad)
 
 
+def test_it_runs_short_of_what_has_turns() -> None:
+    """Batches of a partition that has none do not count, and count again when it has."""
+    dispatching = dispatcher(2)
+    add(dispatching, 5)
+    failing = started(dispatching, 0.0)
+    assert not dispatching.runs_short
+    end_all(dispatching, failing, IN_DOUBT, 0.0)
+    assert dispatching.runs_short
+
+    end_all(dispatching, started(dispatching, 10.0), ACKNOWLEDGED, 10.0)
+    assert not dispatching.runs_short
+
+
 def test_a_batch_that_is_let_go_twice_was_failing_once() -> None:
     """Afterwards as few that fail park its partition as before."""
     dispatching = dispatcher(4)
