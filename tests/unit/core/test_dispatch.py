@@ -378,6 +378,17 @@ def test_what_may_have_been_written_is_not_forgotten() -> None:
     assert started(dispatching, 1e9) == []
 
 
+def test_what_is_forgotten_fails_no_more() -> None:
+    """A partition that begins again has turns, however many of it failed before."""
+    dispatching = dispatcher(4)
+    add(dispatching, 4)
+    end_all(dispatching, started(dispatching, 0.0), DEFERRED, 0.0)
+    assert len(dispatching.forget_unsent(TopicPartition("usage", 0))) == 4
+    anew = add(dispatching, 1)
+
+    assert started(dispatching, 0.0) == anew
+
+
 def test_doubt_outlasts_later_refusals() -> None:
     """A batch that was in doubt once is not forgotten because a later attempt was throttled."""
     dispatching = dispatcher()
