@@ -590,16 +590,19 @@ def test_a_revocation_amid_an_intent_commit_sends_nothing_of_it() -> None:
 
 
 def test_a_revocation_amid_an_intent_commit_that_fails_takes_it_back() -> None:
-    """The coordinator may have stored it all the same."""
+    """By the next commit already: the coordinator may have stored it all the same."""
     scenario = Scenario(limits=HALT)
     (commit,) = scenario.raw(scenario.fetched(usage_records(4)))
     assert isinstance(commit, CommitOffsets)
     scenario.store(commit)
     scenario.raw(RevocationStarted())
     assert scenario.commit_failed() == []
-    scenario.rest()
+    (again,) = scenario.wake_raw()
+    assert isinstance(again, CommitOffsets)
+    scenario.store(again)
 
     assert scenario.committed[P0] == (0, ledger_of())
+    scenario.raw(OffsetsCommitted())
     assert scenario.pipeline.drained
 
 
