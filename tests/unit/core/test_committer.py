@@ -209,6 +209,20 @@ def test_intents_wait_only_while_there_is_enough_to_send() -> None:
     assert committer.next_at(runs_short=True, hurried=False) == 50.005
 
 
+def test_what_a_failed_commit_put_back_hurries_no_later_one() -> None:
+    """Once it is recorded, positions wait for the interval again."""
+    committer = Committer(LONG)
+    part = partition()
+    cut(committer, part, (0, 2), (2, 4))
+    begun(committer)
+    committer.failed(0.0, jitter=0.5)
+    begun(committer, now=10.0)
+    succeeded(committer)
+
+    committer.changed(part)
+    assert committer.next_at(runs_short=True, hurried=False) == 110.0
+
+
 def test_halves_wait_only_for_a_moment() -> None:
     """Their partition is not committed past them; what is given up makes no hurry any more."""
     committer = Committer(LONG)

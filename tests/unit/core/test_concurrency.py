@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 from collections.abc import Callable
 from random import Random
@@ -59,6 +60,16 @@ def test_it_reaches_any_maximum_and_never_passes_it(limit_max: int) -> None:
     assert clock.limits.count(limit_max) >= 150
 
 
+def test_at_the_maximum_it_stays_for_a_while(clock: Clock) -> None:
+    """Eight rounds of full length, of two round trips here, before fewer are tried."""
+    while clock.concurrency.limit < 32:
+        clock.round_trips(1)
+    clock.limits.clear()
+    clock.round_trips(15)
+
+    assert set(clock.limits) == {32}
+
+
 def test_it_does_not_grow_while_there_is_less_to_send(clock: Clock) -> None:
     """That two of three requests are answered quickly does not say that a fourth would be."""
     clock.round_trips(100, idle=1)
@@ -92,10 +103,28 @@ def test_a_rise_that_fewer_do_not_cure_is_accepted(clock: Clock) -> None:
     assert clock.concurrency.limit == 32
 
 
+def test_a_rise_is_looked_into_again_soon(clock: Clock) -> None:
+    """However rare trials had become, after a rise they begin as frequent as ever."""
+    clock.round_trips(1000)
+    clock.limits.clear()
+    clock.round_trips(30, lambda _: 5 * ROUND_TRIP)
+
+    descents = [after < before for before, after in itertools.pairwise(clock.limits)]
+    assert sum(descents) >= 4
+
+
 def test_a_rise_that_fewer_cure_is_not(clock: Clock) -> None:
     """An endpoint that has become smaller gets less, step by step."""
     clock.round_trips(12)
     clock.round_trips(60, lambda limit: ROUND_TRIP * max(1.0, limit / 4))
+
+    assert clock.concurrency.limit <= 8
+
+
+def test_a_rise_that_is_no_jump_is_followed(clock: Clock) -> None:
+    """Fewer are compared with what latency has become meanwhile, not with what it once was."""
+    clock.round_trips(100)
+    clock.round_trips(400, lambda limit: 1.8 * ROUND_TRIP * limit / 32)
 
     assert clock.concurrency.limit <= 8
 
@@ -266,6 +295,19 @@ def test_answers_from_before_a_change_do_not_count(clock: Clock) -> None:
         clock.concurrency.answered(clock.now, clock.now - 1000.0, 32)
 
     assert clock.concurrency.limit == START
+
+
+def test_failures_from_before_a_change_do_not_count(clock: Clock) -> None:
+    """As many of them as there are answers do not spoil a single doubling."""
+    while clock.concurrency.limit == START:
+        clock.round_trips(1)
+    for _ in range(8):
+        clock.now += ROUND_TRIP
+        for _ in range(clock.concurrency.limit):
+            clock.concurrency.answered(clock.now, ROUND_TRIP, clock.concurrency.limit)
+            clock.concurrency.failed(clock.now, clock.now - 1000.0, clock.concurrency.limit)
+
+    assert clock.concurrency.limit == 32
 
 
 @given(

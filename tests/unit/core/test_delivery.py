@@ -132,7 +132,7 @@ def test_no_answer_is_told_from_no_request() -> None:
         ([429], Throttled),
         ([401, 402, 403, 412], Blocked),
         ([400, 409, 413, 422], Refused),
-        ([301, 302, 304, 307, 308, 404, 405, 406, 410, 418, 501, 505, 599, 199], Blocked),
+        ([300, 301, 302, 304, 307, 308, 404, 405, 406, 410, 418, 501, 505, 599, 199], Blocked),
     ],
 )
 def test_each_status_has_one_meaning(statuses: list[int], kind: type[Outcome]) -> None:
@@ -190,6 +190,12 @@ def test_an_answer_of_somebody_else_asks_for_the_url(status: int) -> None:
 
     assert isinstance(outcome, Blocked)
     assert outcome.reason.endswith("(is INGESTER_PACSPACE_URL right?)")
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 412])
+def test_an_answer_of_the_endpoint_does_not(status: int) -> None:
+    """The key, the credit or the permission is at fault, and the address is not doubted."""
+    assert answered(status, {"message": "no"}) == Blocked(f"HTTP {status}: no", status)
 
 
 # -- Retry-After --------------------------------------------------------------------------------
@@ -334,6 +340,8 @@ def test_equal_bounds_are_a_constant_wait() -> None:
 @pytest.mark.parametrize(
     "beside",
     [
+        {"statusCode": 199},
+        {"statusCode": 300},
         {"statusCode": 500},
         {"statusCode": "202"},
         {"success": False},

@@ -147,6 +147,22 @@ def test_an_endpoint_that_is_down_sees_no_more_than_may_be_open() -> None:
     assert started(dispatching, 0.1) == first
 
 
+def test_an_endpoint_that_is_down_sees_no_more_of_many_partitions() -> None:
+    """A success before, and a few failing batches of each, do not let through any more."""
+    dispatching = dispatcher(4)
+    add(dispatching, 1)
+    end_all(dispatching, started(dispatching, 0.0), ACKNOWLEDGED, 0.0)
+    for partition in range(20):
+        add(dispatching, 1, partition)
+    attempts = 0
+    while several := started(dispatching, 0.0):
+        end_all(dispatching, several, DEFERRED, 0.0)
+        attempts += len(several)
+
+    assert attempts == 4
+    assert len(started(dispatching, 100.0)) == 4
+
+
 def test_a_success_after_an_outage_ends_the_backoffs() -> None:
     """What failed with everything else is tried at once when something succeeds again."""
     dispatching = dispatcher(2)
@@ -237,6 +253,20 @@ def test_after_a_hold_one_request_goes_alone(outcome: Outcome, then: int) -> Non
     end(dispatching, probe, ACKNOWLEDGED, 61.0)
     assert len(started(dispatching, 61.0)) == then
     assert probe in deliveries
+
+
+def test_the_end_of_a_hold_does_not_wait_for_a_longer_backoff() -> None:
+    """Whatever can start first says when to wake."""
+    dispatching = dispatcher()
+    backed_off, held = add(dispatching, 2)
+    started(dispatching, 0.0)
+    end(dispatching, backed_off, InDoubt("HTTP 202: pending", 202, 50.0), 0.0)
+    end(dispatching, held, THROTTLED, 0.0)
+
+    due = dispatching.wake_at()
+    assert due is not None
+    assert due < 50.0
+    assert started(dispatching, due) == [held]
 
 
 def test_requests_from_before_the_hold_keep_the_probe_waiting() -> None:
@@ -348,6 +378,17 @@ def test_what_may_have_been_written_is_not_forgotten() -> None:
     assert started(dispatching, 1e9) == []
 
 
+def test_what_is_forgotten_fails_no_more() -> None:
+    """A partition that begins again has turns, however many of it failed before."""
+    dispatching = dispatcher(4)
+    add(dispatching, 4)
+    end_all(dispatching, started(dispatching, 0.0), DEFERRED, 0.0)
+    assert len(dispatching.forget_unsent(TopicPartition("usage", 0))) == 4
+    anew = add(dispatching, 1)
+
+    assert started(dispatching, 0.0) == anew
+
+
 def test_doubt_outlasts_later_refusals() -> None:
     """A batch that was in doubt once is not forgotten because a later attempt was throttled."""
     dispatching = dispatcher()
@@ -423,6 +464,37 @@ def test_a_partition_that_keeps_failing_stops_no_other() -> None:
         for each in started(dispatching, now):
             end(dispatching, each, ACKNOWLEDGED, now)
     assert all(delivery.attempts > 0 for delivery in bad)
+
+
+def test_it_runs_short_of_what_has_turns() -> None:
+    """Batches of a partition that has none do not count, and count again when it has."""
+    dispatching = dispatcher(2)
+    add(dispatching, 5)
+    failing = started(dispatching, 0.0)
+    assert not dispatching.runs_short
+    end_all(dispatching, failing, IN_DOUBT, 0.0)
+    assert dispatching.runs_short
+
+    end_all(dispatching, started(dispatching, 10.0), ACKNOWLEDGED, 10.0)
+    assert not dispatching.runs_short
+
+
+def test_a_batch_that_is_let_go_twice_was_failing_once() -> None:
+    """Afterwards as few that fail park its partition as before."""
+    dispatching = dispatcher(4)
+    (twice,) = add(dispatching, 1)
+    for now, outcome in ((0.0, IN_DOUBT), (10.0, Refused("no", 400, "invalid", is_api=True))):
+        assert started(dispatching, now) == [twice]
+        end(dispatching, twice, outcome, now)
+    dispatching.put_off(twice, 20.0)
+    assert started(dispatching, 20.0) == [twice]
+    end(dispatching, twice, ACKNOWLEDGED, 20.0)
+
+    failing = add(dispatching, 2)
+    assert started(dispatching, 20.0) == failing
+    end_all(dispatching, failing, IN_DOUBT, 20.0)
+    add(dispatching, 1)
+    assert started(dispatching, 20.0) == []
 
 
 def test_one_request_at_a_time_is_not_lost_to_one_bad_batch() -> None:

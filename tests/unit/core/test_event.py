@@ -342,6 +342,19 @@ def test_no_depth_exhausts_the_stack(value: bytes, unknown_members: UnknownMembe
     assert reject(value, unknown_members).code == "nesting_too_deep"
 
 
+@pytest.mark.parametrize("pair", [b"[]", b"{}"])
+def test_brackets_beside_each_other_do_not_nest(pair: bytes) -> None:
+    """A wide value is no deep one, and hides none that comes after it."""
+    wide = b"[" + b",".join([pair] * 2 * NESTING_MAX) + b"]"
+    deep = b"[" * NESTING_MAX + b"]" * NESTING_MAX
+    value = with_metadata(b'{"a":' + wide + b"}")
+
+    assert accept(value) == value
+    assert reject(with_metadata(b'{"a":' + wide + b',"b":' + deep + b"}")).code == (
+        "nesting_too_deep"
+    )
+
+
 def test_brackets_in_texts_do_not_nest() -> None:
     """A text may hold any number of brackets, and quotes with a backslash before them."""
     value = with_metadata(b'{"a":"' + b'[{\\"' * 1000 + b'"}')

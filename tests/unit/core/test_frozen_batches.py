@@ -258,6 +258,18 @@ def test_a_range_that_partly_vanished_halts(offsets: list[int]) -> None:
     assert scenario.committed[P0] == (0, ledger_of((0, 3), (3, 5)))
 
 
+@pytest.mark.parametrize("vanished", [0, 2], ids=["first", "last"])
+def test_a_range_that_lost_a_dead_letter_at_its_edge_halts(vanished: int) -> None:
+    """The items are all there and make the same body, but it would go under another key."""
+    log = usage_records(5)
+    log[vanished] = dataclasses.replace(log[vanished], value=None)
+    scenario = inheriting((0, 3), log=log)
+    commands = scenario.fetch([record for record in log if record.offset != vanished])
+
+    assert batches_sent(commands) == []
+    assert len(halts(commands)) == 1
+
+
 @pytest.mark.parametrize("fetched", [1, 2])
 def test_a_range_that_makes_another_body_halts(fetched: int) -> None:
     """A setting that changed what is sent would give the key another body."""
@@ -578,16 +590,19 @@ def test_a_revocation_amid_an_intent_commit_sends_nothing_of_it() -> None:
 
 
 def test_a_revocation_amid_an_intent_commit_that_fails_takes_it_back() -> None:
-    """The coordinator may have stored it all the same."""
+    """By the next commit already: the coordinator may have stored it all the same."""
     scenario = Scenario(limits=HALT)
     (commit,) = scenario.raw(scenario.fetched(usage_records(4)))
     assert isinstance(commit, CommitOffsets)
     scenario.store(commit)
     scenario.raw(RevocationStarted())
     assert scenario.commit_failed() == []
-    scenario.rest()
+    (again,) = scenario.wake_raw()
+    assert isinstance(again, CommitOffsets)
+    scenario.store(again)
 
     assert scenario.committed[P0] == (0, ledger_of())
+    scenario.raw(OffsetsCommitted())
     assert scenario.pipeline.drained
 
 

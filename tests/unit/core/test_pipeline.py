@@ -36,9 +36,11 @@ from tests.support.scenario import (
     P1,
     P2,
     REFUSED,
+    WALL_SECONDS,
     Scenario,
     batches_sent,
     ledger_of,
+    receipt_of,
 )
 
 DEFERRED = Deferred("connection refused")
@@ -540,6 +542,21 @@ def test_an_assignment_without_a_revocation_is_a_bug() -> None:
 
     with pytest.raises(AssertionError):
         scenario.begin({P1: Start(0, NOTHING, {})})
+
+
+def test_what_a_receipt_settles_is_committed_before_it_is_said_to_be() -> None:
+    """A status names the offset that the group has, not the one at which the partition begins."""
+    scenario = Scenario()
+    scenario.sent(usage_records(2))
+    scenario.revoked()
+    start = scenario.start(P0, receipt_of((0, 2)))
+
+    (commit,) = scenario.raw(PartitionsAssigned({P0: start}, WALL_SECONDS))
+
+    assert offsets_of(commit) == {P0: 2}
+    assert scenario.pipeline.partitions[P0].committed == 0
+    scenario.raw(OffsetsCommitted())
+    assert scenario.pipeline.partitions[P0].committed == 2
 
 
 def test_an_empty_share_is_an_assignment() -> None:

@@ -100,6 +100,18 @@ def test_what_is_to_be_sent_again_is_sent_under_its_key() -> None:
     assert scenario.offset() == 8
 
 
+def test_what_is_intended_afterwards_has_the_time_of_then() -> None:
+    """By a clock that may have been set since the assignment."""
+    scenario = halted()
+    start = scenario.start(P0, *notes_with(resolution_of((2, 4), "acknowledged")))
+    scenario.fact(PartitionReopened(P0, start, WALL_SECONDS + 50_000))
+    scenario.fetch({P0: [*LOG[2:], *usage_records(2, first_offset=8)]})
+
+    *_, last = scenario.committed[P0][1].intents
+    assert last.range == (8, 10)
+    assert 0 <= last.intended_at - (WALL_SECONDS + 50_000) < 10
+
+
 def test_what_is_to_be_sent_again_is_intended_anew_before_it_is_sent() -> None:
     """At a later time, also by a clock that stepped back, so that the decision is used up by it."""
     scenario = halted()
