@@ -20,7 +20,8 @@ from tests.conftest import TopicFactory
 from tests.support.simulator import API_KEY
 
 HALTED = PartitionState(100, 0, 1, 0, "in doubt")
-INTENDED = Commit(100, encode(100, Ledger(0, [Intent(100, 200, 1_700_000_000, 7)])))
+INTENDED_AT = 1_700_000_000
+INTENDED = Commit(100, encode(100, Ledger(0, [Intent(100, 200, INTENDED_AT, 7)])))
 
 
 class Bookkeeping:
@@ -34,7 +35,9 @@ class Bookkeeping:
     async def decide(
         self, source: TopicPartition, decision: Decision, range_: tuple[int, int] = (100, 200)
     ) -> int:
-        resolution = Resolution(*source, *range_, decision, "ann", "why", "2025-06-10T00:00:00Z")
+        resolution = Resolution(
+            *source, *range_, decision, "ann", "why", "2025-06-10T00:00:00Z", INTENDED_AT
+        )
         return await self.receipts.write_resolution(resolution)
 
     async def look_up(self, *sources: TopicPartition) -> None:

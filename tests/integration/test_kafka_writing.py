@@ -14,6 +14,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from ingester.core.deadletter import DeadLetter
 from ingester.core.event import Rejection
+from ingester.core.record import TopicPartition
 from ingester.errors import UnavailableError
 from ingester.kafka_writing import RecordWriter
 from ingester.local_kafka import LocalKafka
@@ -25,6 +26,7 @@ from tests.support.waiting import eventually_async
 SMALL = b"small"
 LARGE = os.urandom(30_000)
 LIMIT = {"max.message.bytes": "20000"}  # above what the client puts together
+SOURCE = TopicPartition("usage", 3)
 
 
 class Consumed(NamedTuple):
@@ -70,12 +72,12 @@ async def test_dead_letters_that_follow_a_failed_one_are_written(
     small, large = (
         DeadLetter(Consumed(value), Rejection("invalid_json", "no")) for value in (SMALL, LARGE)
     )
-    assert await writer.write_dead_letters(name, [small]) is None
-    reason = await writer.write_dead_letters(name, [small, large])
+    assert await writer.write_dead_letters(name, SOURCE, [small]) is None
+    reason = await writer.write_dead_letters(name, SOURCE, [small, large])
     assert reason is not None
     assert "MessageSizeTooLarge" in reason
 
-    assert await writer.write_dead_letters(name, [small]) is None
+    assert await writer.write_dead_letters(name, SOURCE, [small]) is None
 
 
 async def test_what_is_under_way_elsewhere_is_written_once(

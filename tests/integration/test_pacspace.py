@@ -385,7 +385,7 @@ async def test_a_request_ends_with_its_timeout(begin: bytes) -> None:
         started = time.monotonic()
         outcome = await written(found.url, request_timeout_seconds=0.3)
 
-    assert outcome == InDoubt("no whole answer within 0.3 s", None)
+    assert outcome == InDoubt("no whole answer within 0.3 s", None, timed_out=True)
     assert time.monotonic() - started < 5
 
 
@@ -405,7 +405,9 @@ async def test_a_refusal_that_comes_before_the_body_was_read_is_an_answer() -> N
         started = time.monotonic()
         outcome = await written(found.url, b"x" * 2**25, request_timeout_seconds=8)
 
-    assert outcome == Refused("HTTP 413: too large", 413, "too_large")
+    assert isinstance(outcome, Refused)
+    assert outcome.is_api
+    assert (outcome.reason, outcome.meaning) == ("HTTP 413: too large", "too_large")
     assert time.monotonic() - started < 5
 
 
@@ -667,7 +669,9 @@ async def test_a_client_is_made_from_settings() -> None:
             }
         )
         async with PacspaceClient.from_settings(settings) as client:
-            assert await client.get("/x") == AnswerLost("no whole answer within 0.3 s")
+            assert await client.get("/x") == AnswerLost(
+                "no whole answer within 0.3 s", timed_out=True
+            )
     async with endpoint(closing_after(b"")) as found:
         there = settings.model_copy(update={"pacspace_url": found.url})
         async with PacspaceClient.from_settings(there) as client:
