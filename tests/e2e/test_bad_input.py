@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from tests.conftest import TopicFactory
@@ -259,3 +261,22 @@ async def test_unknown_members_pass_where_the_setting_lets_them(
     (write,) = wire.writes
     assert json.loads(write.body)["items"] == [{"key": "bad", "accountId": "bad", "bits": 1}]
     assert await group.dead_letters() == []
+
+
+@pytest.mark.parametrize("codec", ["gzip", "lz4", "snappy", "zstd"])
+async def test_records_are_read_whatever_their_producers_compress_them_with(
+    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, codec: str
+) -> None:
+    """The codec is the producer's choice, and none of them halts a partition."""
+    group = group_of(await topic())
+    events = usage(50)
+    async with AIOKafkaProducer(
+        bootstrap_servers=group.servers, acks="all", compression_type=codec
+    ) as producer:
+        for event in events:
+            await producer.send(group.topics[0], json.dumps(event).encode(), partition=0)
+    worker = group.start()
+
+    await group.settled()
+    assert simulator.report()["keys"] == totals(events)
+    assert worker.events("partition.halted") == []
