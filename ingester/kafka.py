@@ -7,7 +7,7 @@ the client at its default where the default is wrong for billing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, cast
 
@@ -96,23 +96,33 @@ async def end_offsets(
     settings: KafkaSettings, partitions: Iterable[TopicPartition]
 ) -> Mapping[TopicPartition, int]:
     """Where each partition ends now."""
-    asked = [aiokafka.TopicPartition(*each) for each in partitions]
+    asked = list(partitions)
     if not asked:
         return {}
     async with _reader(settings) as reader:
-        found = await reader.end_offsets(asked)
-    return {TopicPartition(*name): offset for name, offset in found.items()}
+        return await offsets_by(reader.end_offsets, asked)
 
 
 async def beginning_offsets(
     settings: KafkaSettings, partitions: Iterable[TopicPartition]
 ) -> Mapping[TopicPartition, int]:
     """The first offset that the log of each partition still holds."""
-    asked = [aiokafka.TopicPartition(*each) for each in partitions]
+    asked = list(partitions)
     if not asked:
         return {}
     async with _reader(settings) as reader:
-        found = await reader.beginning_offsets(asked)
+        return await offsets_by(reader.beginning_offsets, asked)
+
+
+async def offsets_by(
+    look_up: Callable[[Any], Awaitable[Mapping[Any, int]]], partitions: Iterable[TopicPartition]
+) -> Mapping[TopicPartition, int]:
+    """Ask a client's own look-up, in our words; UnavailableError when nobody answers."""
+    asked = [aiokafka.TopicPartition(*each) for each in partitions]
+    try:
+        found = await look_up(asked) if asked else {}
+    except kafka_errors.KafkaError as error:
+        raise translate(error, "Kafka") from error
     return {TopicPartition(*name): offset for name, offset in found.items()}
 
 

@@ -22,7 +22,15 @@ from aiokafka.structs import OffsetAndMetadata
 
 from ingester.core.messages import Commit, ReadFailed, Start
 from ingester.core.record import Record, TopicPartition
-from ingester.kafka import FETCH_WAIT_SECONDS, POLL_SECONDS, closed, heard, sentence, translate
+from ingester.kafka import (
+    FETCH_WAIT_SECONDS,
+    POLL_SECONDS,
+    closed,
+    heard,
+    offsets_by,
+    sentence,
+    translate,
+)
 from ingester.kafka_admin import client_options
 from ingester.kafka_reading import UnreadableRecordError, read_in_lists
 from ingester.settings import Settings
@@ -218,21 +226,11 @@ class UsageConsumer:
         self, partitions: Sequence[TopicPartition]
     ) -> Mapping[TopicPartition, int]:
         """The first offsets that the logs still hold; UnavailableError when nobody says."""
-        asked = [aiokafka.TopicPartition(*each) for each in partitions]
-        try:
-            found = await self._consumer.beginning_offsets(asked) if asked else {}
-        except kafka_errors.KafkaError as error:
-            raise translate(error, "Kafka") from error
-        return {TopicPartition(*name): offset for name, offset in found.items()}
+        return await offsets_by(self._consumer.beginning_offsets, partitions)
 
     async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         """Where the logs end now; UnavailableError when nobody says."""
-        asked = [aiokafka.TopicPartition(*each) for each in partitions]
-        try:
-            found = await self._consumer.end_offsets(asked) if asked else {}
-        except kafka_errors.KafkaError as error:
-            raise translate(error, "Kafka") from error
-        return {TopicPartition(*name): offset for name, offset in found.items()}
+        return await offsets_by(self._consumer.end_offsets, partitions)
 
     def position(self, partition: TopicPartition) -> int | None:
         """What is to be handed over next; None while that is not known."""

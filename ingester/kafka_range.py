@@ -16,10 +16,9 @@ from aiokafka import errors as kafka_errors
 
 from ingester.core.record import Record, TopicPartition
 from ingester.errors import UnavailableError
-from ingester.kafka import closed, group_less_consumer, translate
+from ingester.kafka import POLL_SECONDS, closed, group_less_consumer, translate
 from ingester.settings import KafkaSettings
 
-_POLL_SECONDS: Final = 0.2
 _READ_SECONDS_MAX: Final = 30.0
 
 
@@ -76,6 +75,6 @@ class RangeReader:
         self._consumer.seek(name, first_offset)
         found: list[Record] = []
         while await self._consumer.position(name) < next_offset:
-            fetched = await self._consumer.getmany(name, timeout_ms=int(_POLL_SECONDS * 1000))
+            fetched = await self._consumer.getmany(name, timeout_ms=int(POLL_SECONDS * 1000))
             found += cast("Sequence[Record]", fetched.get(name, ()))
         return [record for record in found if record.offset < next_offset]
