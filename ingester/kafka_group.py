@@ -241,6 +241,12 @@ class UsageConsumer:
         state = assignment.state_value(aiokafka.TopicPartition(*partition))
         return state.position if state.has_valid_position else None
 
+    def positions(self) -> Mapping[TopicPartition, int]:
+        """What is to be handed over next of each partition of which that is known."""
+        names = (TopicPartition(*each) for each in self._consumer.assignment())
+        positions = {name: self.position(name) for name in names}
+        return {name: each for name, each in positions.items() if each is not None}
+
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Fetch this partition from here on."""
         self._consumer.seek(aiokafka.TopicPartition(*partition), offset)

@@ -37,6 +37,7 @@ from ingester.core.messages import (
     PartitionsAssigned,
     PartitionsRevoked,
     PausePartitions,
+    PositionsReached,
     RangeNotRead,
     RangeRead,
     ReadRange,
@@ -75,6 +76,7 @@ T = TypeVar("T")
 
 _RETRY_SECONDS: Final = 2.0  # between attempts to reach Kafka at the start, and after a failed poll
 _DECISION_SECONDS: Final = 5.0  # between looks for a decision about a halted partition
+_POSITIONS_SECONDS: Final = 0.5  # between looks at how far it was read, past the last records
 _POLL_FAILURES_MAX: Final = 30  # in a row: a minute, after which a fresh start is the better bet
 
 
@@ -243,6 +245,8 @@ class Worker:
                 self._telemetry.topic_created(topic)
 
     async def _poll(self) -> None:
+        loop = asyncio.get_running_loop()
+        look_at = loop.time()
         failures = 0
         while True:
             try:
@@ -263,6 +267,9 @@ class Worker:
                 self._handle(RecordsFetched(fetched.records))
                 # With records at hand a poll returns without waiting: let the others run.
                 await asyncio.sleep(0)
+            if loop.time() >= look_at:
+                look_at = loop.time() + _POSITIONS_SECONDS
+                self._handle(PositionsReached(self._consumer.positions()))
 
     async def _look_for_decisions(self) -> None:
         """Reopen halted partitions about which somebody has decided."""

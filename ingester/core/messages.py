@@ -98,6 +98,13 @@ class RecordsFetched:
 
 
 @dataclass(frozen=True, slots=True)
+class PositionsReached:
+    """Below these offsets every record was handed over; markers and gaps may follow the last."""
+
+    positions: Mapping[TopicPartition, int]
+
+
+@dataclass(frozen=True, slots=True)
 class ReadFailed:
     """What is to be read next cannot be: the log does not hold it, or nobody can decode it."""
 
@@ -199,6 +206,7 @@ Fact = (
     PartitionsAssigned
     | PartitionReopened
     | RecordsFetched
+    | PositionsReached
     | ReadFailed
     | AttemptEnded
     | RangeRead

@@ -79,6 +79,16 @@ class OffsetTracker:
             self.position = self._spans.popleft().next_offset
         return self.position != before
 
+    def pass_to(self, next_offset: int) -> bool:
+        """Pass what holds no records, if nothing is unsettled; return whether the position moved.
+
+        Every record below `next_offset` has to be tracked, or have been.
+        """
+        if self._spans or next_offset <= self.position:
+            return False
+        self.position = next_offset
+        return True
+
     def split(self, span: Span, halves: tuple[Span, Span], intended_at: int) -> None:
         """Intend two halves in place of an intended span, from the next commit on."""
         assert span.intended_at is not None, "what was never intended was never refused"

@@ -38,6 +38,7 @@ from ingester.core.messages import (
     PartitionsAssigned,
     PartitionsRevoked,
     PausePartitions,
+    PositionsReached,
     RangeNotRead,
     RangeRead,
     ReadFailed,
@@ -191,6 +192,8 @@ class Pipeline:
                 self._receipt_written(fact)
             case DeadLettersNotWritten() | ReceiptNotWritten() | RangeNotRead():
                 self._not_done(fact, now)
+            case PositionsReached():
+                self._positions_reached(fact)
             case ReadFailed():
                 self._halt(fact.partition, fact.reason, commands)
             case PartitionsAssigned():
@@ -319,6 +322,17 @@ class Pipeline:
                 )
                 self._halt(name, reason, commands)
         self._pause(fact.records, commands)
+
+    def _positions_reached(self, fact: PositionsReached) -> None:
+        """Where all is settled, let the committed offset follow past markers and gaps."""
+        if self._revoking or self._draining:  # what is fetched meanwhile is passed over
+            return
+        for name, position in fact.positions.items():
+            part = self._partitions.get(name)
+            if part is None or part.halt_reason or name in self._open:
+                continue
+            if part.offsets.pass_to(position):
+                self._committer.changed(part)
 
     def _attempt_ended(self, fact: AttemptEnded, now: float, commands: list[Command]) -> None:
         delivery = self._deliveries.of(fact.batch)

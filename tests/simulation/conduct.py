@@ -102,7 +102,12 @@ class Conduct:
 
     def fetched(self, name: TopicPartition, next_offset: int) -> None:
         """Records below `next_offset` were handed over."""
-        self._assigned[name].fetched_next = next_offset
+        part = self._assigned[name]
+        part.fetched_next = max(part.fetched_next, next_offset)
+
+    def start(self, name: TopicPartition) -> int:
+        """Where the assignment begins."""
+        return self._assigned[name].start.offset
 
     def inherited(self, batch: Batch) -> bool:
         ledger = self._assigned[batch.partition].start.ledger

@@ -37,6 +37,8 @@ class _Book:
 
     entries: Sequence[Entry]
     offsets: list[int]
+    end: int
+    """Where the log ends; behind the last record may be markers."""
     committed: int
     applied: Counter[int] = field(default_factory=Counter)  # by record
     applied_ranges: set[Range] = field(default_factory=set)
@@ -64,10 +66,10 @@ def range_of(batch: Batch) -> Range:
 class Oracle:
     """Raises `BrokenPromiseError` where a promise is broken."""
 
-    def __init__(self, logs: Logs, plan: Plan) -> None:
+    def __init__(self, logs: Logs, ends: Mapping[TopicPartition, int], plan: Plan) -> None:
         self._plan = plan
         self._books = {
-            name: _Book(log, [each.record.offset for each in log], log[0].record.offset)
+            name: _Book(log, [each.record.offset for each in log], ends[name], log[0].record.offset)
             for name, log in logs.items()
         }
         self._bodies: dict[str, bytes] = {}  # of every key that was ever sent
@@ -195,6 +197,7 @@ class Oracle:
                 if entry.record.offset not in book.vanished:
                     self._check_settled(name, book, entry)
             book.committed = commit.next_offset
+            promise(book.committed <= book.end, f"order: {name} is committed beyond its end")
             promise(
                 len(commit.metadata.encode()) <= METADATA_BYTES_MAX, "bounds: too much metadata"
             )
@@ -257,10 +260,9 @@ class Oracle:
                 if judged:
                     self._excuse(name, book, halts[name])
                 continue
-            end = book.entries[-1].record.offset + 1
             promise(
-                book.committed == end or book.vanished,
-                f"liveness: {name} is committed up to {book.committed} of {end}",
+                book.committed == book.end or book.vanished,
+                f"liveness: {name} is committed up to {book.committed} of {book.end}",
             )
             if self._plan.keys != "ignored" and not book.vanished:
                 self._check_sums(name, book)

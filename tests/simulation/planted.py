@@ -233,6 +233,46 @@ def passes_over_receipts_whose_answer_is_to_come(self):
     return Ledger(self._receipts_offset, _ledger(self).intents)
 
 
+# -- positions ----------------------------------------------------------------------------------
+
+
+_positions_reached = Pipeline._positions_reached
+
+
+@plant(Pipeline, "_positions_reached")
+def lags_behind_a_marker_for_good(self, fact):
+    """It was so."""
+
+
+@plant(Pipeline, "_positions_reached")
+def passes_what_waits_for_its_linger(self, fact):
+    with patch.object(self, "_open", {}):
+        _positions_reached(self, fact)
+
+
+@plant(OffsetTracker, "pass_to")
+def passes_what_is_unsettled(self, next_offset):
+    if next_offset > self.position:
+        self.position = next_offset
+        self._spans.clear()
+    return True
+
+
+@plant(Pipeline, "_positions_reached")
+def passes_what_came_after_the_halt(self, fact):
+    going = not self._revoking and not self._draining
+    for name, position in fact.positions.items() if going else ():
+        part = self._partitions.get(name)
+        if part is not None and name not in self._open and part.offsets.pass_to(position):
+            self._committer.changed(part)
+
+
+@plant(Pipeline, "_positions_reached")
+def passes_what_came_after_the_drain(self, fact):
+    with patch.object(self, "_draining", False):
+        _positions_reached(self, fact)
+
+
 # -- doubts -------------------------------------------------------------------------------------
 
 

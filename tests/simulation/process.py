@@ -22,6 +22,7 @@ from ingester.core.messages import (
     PartitionsAssigned,
     PartitionsRevoked,
     PausePartitions,
+    PositionsReached,
     ReadFailed,
     ReadRange,
     RecordsFetched,
@@ -258,8 +259,10 @@ class Process:
 
     def _poll(self) -> None:
         self.after(0.05 + self.random.random() * 0.5, self._poll)
-        if not self._assigned or self._revoking or self.leaving:
+        if not self._assigned:
             return
+        if (self._revoking or self.leaving) and self.random.random() < 0.8:
+            return  # as a rule nobody polls any more
         records: dict[TopicPartition, Sequence[LogRecord]] = {}
         for name in self._positions:
             late = name in self.halts and self.random.random() < 0.1
@@ -269,6 +272,13 @@ class Process:
                     records[name] = found
         if records:
             self.feed(RecordsFetched(records))
+        if self._assigned:
+            self.feed(PositionsReached({name: self._reached(name) for name in self._positions}))
+
+    def _reached(self, name: TopicPartition) -> int:
+        position = self.world.position(name, self._positions[name], self.conduct.start(name))
+        self.conduct.fetched(name, position)
+        return position
 
     def _read(self, name: TopicPartition, count: int) -> list[LogRecord]:
         position = self._positions[name]

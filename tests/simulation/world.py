@@ -44,7 +44,11 @@ class World:
         self.trace: list[tuple[float, int, Step]] = []
         self.vanished: set[tuple[TopicPartition, int]] = set()
         self.notes: dict[TopicPartition, list[Note]] = {each: [] for each in self.logs}
-        self.oracle = Oracle(self.logs, self.plan)
+        self.ends = {
+            name: log[-1].record.offset + 1 + random.choice([0, 0, 1, 3])
+            for name, log in self.logs.items()
+        }
+        self.oracle = Oracle(self.logs, self.ends, self.plan)
         self._offsets = {
             name: [each.record.offset for each in log] for name, log in self.logs.items()
         }
@@ -265,8 +269,8 @@ class World:
         """Whether nothing more will happen: the halts are judged at the end."""
         halted = self._halts()
         return bool(self._staying()) and all(
-            name in halted or self.committed(name).next_offset == offsets[-1] + 1
-            for name, offsets in self._offsets.items()
+            name in halted or self.committed(name).next_offset == end
+            for name, end in self.ends.items()
         )
 
     # -- brokers ------------------------------------------------------------------------------
@@ -285,6 +289,16 @@ class World:
     def log_end(self, name: TopicPartition) -> int:
         """How many records there are by now."""
         return bisect_left(self._produced[name], self.now - self._started)
+
+    def position(self, name: TopicPartition, index: int, start: int) -> int:
+        """Where a consumer stands that has read what is below an index: behind it are markers.
+
+        It may have passed them, or not yet.
+        """
+        offsets = self._offsets[name]
+        passed = max(start, offsets[index - 1] + 1) if index else start
+        next_offset = offsets[index] if index < len(offsets) else self.ends[name]
+        return self.random.choice([passed, max(passed, next_offset)])
 
     def store(
         self, process: Process, generation: int, offsets: Mapping[TopicPartition, Commit]

@@ -60,6 +60,21 @@ def test_gaps_between_spans_are_no_records() -> None:
     assert tracker.unsettled_count == 0
 
 
+def test_what_holds_no_records_is_passed_when_all_is_settled() -> None:
+    """Neither before that, nor back."""
+    tracker = OffsetTracker(0)
+    (span,) = tracked(tracker, (0, 5))
+    assert not tracker.pass_to(7)
+    tracker.settle(span)
+    assert tracker.position == 5
+
+    assert tracker.pass_to(7)
+    assert not tracker.pass_to(7)
+    assert not tracker.pass_to(6)
+    assert tracker.position == 7
+    tracked(tracker, (7, 8))
+
+
 @pytest.mark.parametrize("span", [(4, 8), (0, 3), (5, 5), (6, 5)], ids=repr)
 def test_spans_that_overlap_or_hold_nothing_are_a_bug(span: tuple[int, int]) -> None:
     """Whatever would make order meaningless stops the worker."""
