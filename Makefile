@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate torture check bench lock clean
+.PHONY: help demo test simulate torture check bench profile lock clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,8 +40,13 @@ check: $(STAMP) ## formatting, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## events a second and CPU per million, beside a plain aiokafka+httpx loop
-	@$(BIN)/python -m tests.benchmark
+BENCH ?=
+bench: $(STAMP) ## speed, CPU, latency beside a plain aiokafka+httpx loop; BENCH=--help has more
+	@$(BIN)/python -m tests.benchmark $(BENCH)
+
+PROFILE ?=
+profile: $(STAMP) ## a flame graph of a worker, in .bench/profile.svg; PROFILE=--help has more
+	@$(BIN)/python -m tests.benchmark.flame $(PROFILE)
 
 lock: ## pin the newest allowed versions, with hashes and without addresses
 	$(BIN)/python -m pip install --quiet uv

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ingester.settings import Settings
@@ -23,6 +23,8 @@ class Contender:
     requests_in_flight_max: int
     exit_code: int
     """Of the process that is asked to end by SIGTERM and is well."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """What it is told beside where things are."""
 
     def events_permitted(self, latency_seconds: float) -> float:
         """Events a second that its requests in flight allow at this latency of the endpoint."""
@@ -41,11 +43,23 @@ PLAIN = Contender(
     requests_in_flight_max=1,
     exit_code=-signal.SIGTERM,
 )
+WITHOUT_RECEIPTS = replace(
+    INGESTER, name="ingester without receipts", settings={"INGESTER_RECEIPTS": "off"}
+)
+WITHOUT_INTENTS = replace(
+    INGESTER,
+    name="ingester without intents",
+    command=(sys.executable, str(Path(__file__).with_name("without_intents.py")), "run"),
+)
 CONTENDERS = (PLAIN, INGESTER)
+VARIANTS = (WITHOUT_RECEIPTS, WITHOUT_INTENTS)
+"""What single promises cost: the same worker that does not keep them."""
 
 
-def settings(bootstrap_servers: str, topic: str, group_id: str, url: str) -> Mapping[str, str]:
-    """The environment of a contender: where things are, and every other setting at its default."""
+def settings(
+    contender: Contender, bootstrap_servers: str, topic: str, group_id: str, url: str
+) -> Mapping[str, str]:
+    """The environment of a contender: where things are, its own, and the rest at its default."""
     return environment(
         {
             "INGESTER_KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
@@ -54,5 +68,6 @@ def settings(bootstrap_servers: str, topic: str, group_id: str, url: str) -> Map
             "INGESTER_PACSPACE_URL": url,
             "PACSPACE_API_KEY": "pk_test_benchmark.secret",
             "INGESTER_HTTP_LISTEN": "off",  # its default port may be taken on this machine
+            **contender.settings,
         }
     )

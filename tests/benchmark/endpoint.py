@@ -46,6 +46,8 @@ class Totals(msgspec.Struct):
     """From the first request to the last acknowledgement."""
     cpu_seconds: float = 0.0
     """Of this process, within these seconds."""
+    items_by_tenth: list[int] = msgspec.field(default_factory=list)
+    """Those counted in each tenth of a second since the first request, repeated ones left out."""
 
 
 class Ledger:
@@ -70,6 +72,7 @@ class Ledger:
             totals.requests_repeated += 1
         else:
             totals.items += items
+            self._count_tenth(items)
             totals.bits += bits
             if key is not None:
                 self._keys.add(key)
@@ -77,6 +80,13 @@ class Ledger:
         totals.seconds = time.perf_counter() - self._started[0]
         totals.cpu_seconds = time.process_time() - self._started[1]
         return totals.requests
+
+    def _count_tenth(self, items: int) -> None:
+        assert self._started is not None
+        tenths = self.totals.items_by_tenth
+        current = int((time.perf_counter() - self._started[0]) * 10)
+        tenths.extend([0] * (current + 1 - len(tenths)))
+        tenths[current] += items
 
 
 class Connection(asyncio.Protocol):

@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from tests.benchmark.events import generate
+from tests.benchmark.workload import Workload
 from tests.support.kafka import create_topic, end_offsets
 
 RECORD_BATCH_BYTES = 64 * 1024
@@ -22,21 +23,21 @@ class LoadedTopic:
     """A topic that holds the first events of the sequence, and what they add up to."""
 
     name: str
-    events: int
+    workload: Workload
     bits: int
     next_offsets: dict[int, int]
 
 
 async def load_topic(
-    bootstrap_servers: str, events: int, partitions: int, on_progress: Callable[[int], None]
+    bootstrap_servers: str, workload: Workload, on_progress: Callable[[int], None]
 ) -> LoadedTopic:
     """Create a topic and fill it; `on_progress` is told the events of each batch that went out.
 
     An account's events are in one partition, in order, uncompressed.
     """
     name = f"benchmark-{uuid.uuid4().hex[:8]}"
-    await create_topic(bootstrap_servers, name, partitions)
-    counts = dict.fromkeys(range(partitions), 0)
+    await create_topic(bootstrap_servers, name, workload.partitions)
+    counts = dict.fromkeys(range(workload.partitions), 0)
     bits = 0
     async with AIOKafkaProducer(
         bootstrap_servers=bootstrap_servers,
@@ -52,8 +53,10 @@ async def load_topic(
             on_progress(batch.record_count())
             sent.append(await producer.send_batch(batch, name, partition=partition))
 
-        for event in generate(events):
-            partition = event.account % partitions
+        for event in generate(
+            workload.events, accounts=workload.accounts, value_bytes=workload.value_bytes
+        ):
+            partition = event.account % workload.partitions
             key = b"acct_%06d" % event.account
             batch = open_batches.get(partition)
             if batch is None or batch.append(timestamp=None, key=key, value=event.value) is None:
@@ -68,4 +71,4 @@ async def load_topic(
         await asyncio.gather(*sent)
     found = await end_offsets(bootstrap_servers, name)
     assert found == counts, f"the topic ends at {found}, written were {counts}"
-    return LoadedTopic(name, events, bits, counts)
+    return LoadedTopic(name, workload, bits, counts)

@@ -28,6 +28,7 @@ from tests.benchmark import blast
 from tests.benchmark.contenders import Contender, settings
 from tests.benchmark.endpoint import TOTALS_PATH, Totals
 from tests.benchmark.loading import LoadedTopic
+from tests.benchmark.workload import Workload
 from tests.support.kafka import admin
 from tests.support.waiting import eventually_async
 
@@ -35,6 +36,8 @@ STALL_SECONDS_MAX = 60.0
 _POLL_SECONDS = 0.1  # how exact `wall_seconds` is
 _END_SECONDS_MAX = 30.0
 _LOG_LINES_SHOWN = 20
+_CLIMBED_SHARE = 0.9
+_CLIMBED_TENTHS = 5
 _ROOT = Path(__file__).parents[2]
 
 
@@ -48,7 +51,7 @@ class Run:
 
     contender: str
     latency_ms: float
-    events: int
+    workload: Workload
     requests: int
     requests_repeated: int
     seconds: float
@@ -62,10 +65,33 @@ class Run:
     """Of the endpoint, within `seconds`."""
     machine_cpu_seconds: float
     """Of everything that ran on this machine, within `wall_seconds`."""
+    items_by_tenth: tuple[int, ...]
+    """What the endpoint acknowledged in each tenth of a second since the first request."""
+
+    @property
+    def events(self) -> int:
+        return self.workload.events
 
     @property
     def events_per_second(self) -> float:
         return self.events / self.seconds
+
+    @property
+    def steady_events_per_second(self) -> float:
+        """In the second half of the time, without the last tenth of a second, which is cut off."""
+        tenths = self.items_by_tenth[:-1]
+        later = tenths[len(tenths) // 2 :]
+        return sum(later) / len(later) * 10 if later else self.events_per_second
+
+    @property
+    def climb_seconds(self) -> float:
+        """From the first request until half a second begins that is nearly as fast as that."""
+        enough = _CLIMBED_SHARE * self.steady_events_per_second * _CLIMBED_TENTHS / 10
+        tenths = self.items_by_tenth
+        for first in range(len(tenths)):
+            if sum(tenths[first : first + _CLIMBED_TENTHS]) >= enough:
+                return first / 10
+        return self.seconds
 
     @property
     def cpu_seconds_per_million(self) -> float:
@@ -87,6 +113,7 @@ class Run:
 class Capacity:
     """What the endpoint took from the blast client."""
 
+    latency_ms: float
     items: int
     connections: int
     seconds: float
@@ -131,14 +158,15 @@ async def endpoint_process(keeper: Keeper, latency_ms: float) -> AsyncIterator[E
         process.wait()
 
 
-async def measure_capacity(keeper: Keeper, load: blast.Blast, connections: int) -> Capacity:
-    """Post the load to a fresh endpoint without latency, and check that all of it arrived."""
-    async with endpoint_process(keeper, 0.0) as endpoint:
+async def measure_capacity(
+    keeper: Keeper, load: blast.Blast, latency_ms: float, connections: int
+) -> Capacity:
+    """Post the load to a fresh endpoint, and check that all of it arrived."""
+    async with endpoint_process(keeper, latency_ms) as endpoint:
         await blast.send(load, endpoint.url, connections)
         totals = await endpoint.totals()
-    if (totals.items, totals.bits) != (load.items, load.bits):
-        raise RunFailedError(_difference("the blast", totals, load.items, load.bits))
-    return Capacity(load.items, connections, totals.seconds, totals.cpu_seconds)
+    check_totals("the blast", totals, load.items, load.bits)
+    return Capacity(latency_ms, load.items, connections, totals.seconds, totals.cpu_seconds)
 
 
 async def measure_run(
@@ -149,7 +177,7 @@ async def measure_run(
     keeper: Keeper,
 ) -> Run:
     """Let a contender bring the whole topic to a fresh endpoint, in a fresh group."""
-    group_id = f"benchmark-{contender.name}-{uuid.uuid4().hex[:8]}"
+    group_id = f"benchmark-{contender.name.replace(' ', '-')}-{uuid.uuid4().hex[:8]}"
     log = keeper.folder / f"{group_id}.log"
     async with (
         endpoint_process(keeper, latency_ms) as endpoint,
@@ -159,25 +187,24 @@ async def measure_run(
         process = keeper.start(
             contender.command,
             log=log,
-            env=settings(bootstrap_servers, topic.name, group_id, endpoint.url),
+            env=settings(contender, bootstrap_servers, topic.name, group_id, endpoint.url),
             cwd=keeper.folder,
         )
         try:
-            await _wait_for_commits(kafka, group_id, topic, process, log)
+            await wait_for_commits(kafka, group_id, topic, process, log)
             wall_seconds = time.perf_counter() - started
             machine_cpu_seconds = _machine_cpu_seconds() - machine_started
             cpu_seconds, resident_bytes_max = _usage(process.pid)
-            await _end(process, contender.exit_code, log)
+            await end(process, contender.exit_code, log)
         finally:
             process.kill()
             process.wait()
         totals = await endpoint.totals()
-    if (totals.items, totals.bits) != (topic.events, topic.bits):
-        raise RunFailedError(_difference(contender.name, totals, topic.events, topic.bits))
+    check_totals(contender.name, totals, topic.workload.events, topic.bits)
     return Run(
         contender=contender.name,
         latency_ms=latency_ms,
-        events=topic.events,
+        workload=topic.workload,
         requests=totals.requests,
         requests_repeated=totals.requests_repeated,
         seconds=totals.seconds,
@@ -186,10 +213,11 @@ async def measure_run(
         resident_bytes_max=resident_bytes_max,
         endpoint_cpu_seconds=totals.cpu_seconds,
         machine_cpu_seconds=machine_cpu_seconds,
+        items_by_tenth=tuple(totals.items_by_tenth),
     )
 
 
-async def _wait_for_commits(
+async def wait_for_commits(
     kafka: AIOKafkaAdminClient,
     group_id: str,
     topic: LoadedTopic,
@@ -216,7 +244,8 @@ async def _wait_for_commits(
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _end(process: subprocess.Popen[bytes], expected: int, log: Path) -> None:
+async def end(process: subprocess.Popen[bytes], expected: int, log: Path) -> None:
+    """Ask a process to end; RunFailedError unless it does so in time, and with this code."""
     process.terminate()
     try:
         code = await asyncio.to_thread(process.wait, _END_SECONDS_MAX)
@@ -254,11 +283,13 @@ def _machine_cpu_seconds() -> float:
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0))
 
 
-def _difference(who: str, totals: Totals, items: int, bits: int) -> str:
-    return (
-        f"{who}: the endpoint acknowledged {totals.items:,} items of {totals.bits:,} bits,"
-        f" sent were {items:,} of {bits:,}: something was lost, doubled or changed"
-    )
+def check_totals(who: str, totals: Totals, items: int, bits: int) -> None:
+    """RunFailedError unless the endpoint acknowledged exactly what there was."""
+    if (totals.items, totals.bits) != (items, bits):
+        raise RunFailedError(
+            f"{who}: the endpoint acknowledged {totals.items:,} items of {totals.bits:,} bits,"
+            f" sent were {items:,} of {bits:,}: something was lost, doubled or changed"
+        )
 
 
 def _tail(log: Path) -> str:

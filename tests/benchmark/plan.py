@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tests.benchmark.contenders import CONTENDERS, Contender
+from tests.benchmark.contenders import CONTENDERS, VARIANTS, Contender
+from tests.benchmark.workload import Workload
 
-SLOW_SHARE = 10
+SLOW_SHARE = 20
 """One request at a time over 20 ms would take the plain loop four minutes for a million events."""
 
 
@@ -16,28 +17,37 @@ class Step:
     """One run to come."""
 
     contender: Contender
+    workload: Workload
     latency_ms: float
-    events: int
     round: int
 
 
 def steps(
-    *, events: int, rounds: int, latencies_ms: Sequence[float], only: str | None = None
+    *,
+    workloads: Sequence[Workload],
+    rounds: int,
+    latencies_ms: Sequence[float],
+    only: str | None = None,
+    variants: bool = False,
 ) -> Iterator[Step]:
-    """Yield the runs, the contenders in turn, so that a busy minute hits both."""
+    """Yield the runs, whatever is compared in turn, so that a busy minute hits all of it."""
+    contenders = [each for each in CONTENDERS if only in {None, each.name}]
+    if variants:
+        contenders += VARIANTS
     for latency_ms in latencies_ms:
         for number in range(1, rounds + 1):
-            for contender in CONTENDERS:
-                if only in {None, contender.name}:
-                    yield Step(
-                        contender, latency_ms, _events(contender, latency_ms, events), number
-                    )
+            for workload in workloads:
+                for contender in contenders:
+                    share = _share(contender, latency_ms, workload)
+                    yield Step(contender, share, latency_ms, number)
 
 
-def _events(contender: Contender, latency_ms: float, events: int) -> int:
-    """A share of the events where one request at a time makes the latency the measure."""
+def _share(contender: Contender, latency_ms: float, workload: Workload) -> Workload:
+    """Fewer events where one request at a time makes the latency the measure."""
     one_by_one = contender.requests_in_flight_max == 1
-    return max(1, events // SLOW_SHARE) if latency_ms and one_by_one else events
+    if not (latency_ms and one_by_one):
+        return workload
+    return replace(workload, events=max(1, workload.events // SLOW_SHARE))
 
 
 def parse_latencies(text: str) -> tuple[float, ...]:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmark.contenders import INGESTER, ITEMS_MAX, PLAIN
-from tests.benchmark.events import ACCOUNTS, VALUE_BYTES_MEAN
+from tests.benchmark.contenders import CONTENDERS, INGESTER, ITEMS_MAX, PLAIN, VARIANTS
 from tests.benchmark.measure import Capacity, Run
+from tests.benchmark.pace import Pace
+from tests.benchmark.workload import Workload, varied
 
 ENDPOINT_BUSY_MAX = 0.5
 """Beyond this the endpoint may be what a run waits for, and the report says so."""
@@ -35,10 +37,12 @@ COLUMNS = (
     "events",
     "events/s",
     "from-to",
+    "MB/s",
     "CPU s per million",
     "memory MiB",
     "cores",
 )
+PACE_COLUMNS = ("part", "p50 ms", "p99 ms", "p99.9 ms")
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,6 @@ class Circumstances:
     started_at: datetime
     machine: str
     kafka: str
-    partitions: int
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,13 @@ class Summary:
 
     contender: str
     latency_ms: float
-    events: int
+    workload: Workload
     runs: int
     events_per_second: float
     events_per_second_min: float
     events_per_second_max: float
+    steady_events_per_second: float
+    climb_seconds: float
     cpu_seconds_per_million: float
     resident_bytes_max: int
     requests: int
@@ -72,11 +77,22 @@ class Summary:
     endpoint_busy_max: float
     rest_cores: float
 
+    @property
+    def events(self) -> int:
+        return self.workload.events
+
+    @property
+    def megabytes_per_second(self) -> float:
+        """Of the records' values."""
+        return self.events_per_second * self.workload.value_bytes_mean / 1e6
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """The ingester over the plain loop at one latency."""
+    """One contender over another, with the same work at the same latency."""
 
+    name: str
+    other: str
     latency_ms: float
     events_per_second: float
     """How many times as many."""
@@ -86,9 +102,9 @@ class Comparison:
 
 def summarize(runs: Sequence[Run]) -> list[Summary]:
     """Put together what belongs together, in the order of the first run of each."""
-    groups: dict[tuple[float, str], list[Run]] = {}
+    groups: dict[tuple[float, str, Workload], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.latency_ms, run.contender), []).append(run)
+        groups.setdefault((run.latency_ms, run.contender, run.workload), []).append(run)
     return [_summary(group) for group in groups.values()]
 
 
@@ -98,11 +114,13 @@ def _summary(runs: Sequence[Run]) -> Summary:
     return Summary(
         contender=runs[0].contender,
         latency_ms=runs[0].latency_ms,
-        events=runs[0].events,
+        workload=runs[0].workload,
         runs=len(runs),
         events_per_second=median(speeds),
         events_per_second_min=min(speeds),
         events_per_second_max=max(speeds),
+        steady_events_per_second=median(run.steady_events_per_second for run in runs),
+        climb_seconds=median(run.climb_seconds for run in runs),
         cpu_seconds_per_million=median(run.cpu_seconds_per_million for run in runs),
         resident_bytes_max=max(run.resident_bytes_max for run in runs),
         requests=round(median(run.requests for run in runs)),
@@ -115,35 +133,49 @@ def _summary(runs: Sequence[Run]) -> Summary:
     )
 
 
-def compare(summaries: Iterable[Summary]) -> list[Comparison]:
-    """Hold the ingester against the plain loop, at each latency where both ran."""
-    found = {(each.latency_ms, each.contender): each for each in summaries}
+def compare(summaries: Sequence[Summary]) -> list[Comparison]:
+    """Hold the ingester against the plain loop, and its variants against it, where both ran."""
+    found = {(each.contender, each.latency_ms, _kind(each.workload)): each for each in summaries}
+    against = {INGESTER.name: PLAIN.name, **{each.name: INGESTER.name for each in VARIANTS}}
     comparisons = []
-    for (latency_ms, name), ours in found.items():
-        plain = found.get((latency_ms, PLAIN.name))
-        if name != INGESTER.name or plain is None:
+    for (name, latency_ms, kind), ours in found.items():
+        other = found.get((against.get(name, ""), latency_ms, kind))
+        if other is None:
             continue
-        cpu = ours.cpu_seconds_per_million / plain.cpu_seconds_per_million
+        cpu = ours.cpu_seconds_per_million / other.cpu_seconds_per_million
         comparisons.append(
             Comparison(
+                name=_label(ours, summaries),
+                other=other.contender,
                 latency_ms=latency_ms,
-                events_per_second=ours.events_per_second / plain.events_per_second,
-                cpu_seconds_per_million=cpu if ours.events == plain.events else None,
+                events_per_second=ours.events_per_second / other.events_per_second,
+                cpu_seconds_per_million=cpu if ours.events == other.events else None,
             )
         )
     return comparisons
 
 
-def rows(summaries: Iterable[Summary]) -> list[tuple[str, ...]]:
+def _kind(workload: Workload) -> Workload:
+    """The same, whatever the number of events."""
+    return replace(workload, events=1)
+
+
+def _label(summary: Summary, summaries: Iterable[Summary]) -> str:
+    properties = summary.workload.named(varied(_kind(each.workload) for each in summaries))
+    return f"{summary.contender}, {properties}" if properties else summary.contender
+
+
+def rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
     """The table's cells, under COLUMNS."""
     return [
         (
             f"{each.latency_ms:g} ms",
-            each.contender,
+            _label(each, summaries),
             f"{each.events:,}",
             f"{each.events_per_second:,.0f}",
             f"{each.events_per_second_min / 1000:.1f}k-{each.events_per_second_max / 1000:.1f}k",
-            f"{each.cpu_seconds_per_million:.1f}",
+            f"{each.megabytes_per_second:.0f}",
+            f"{each.cpu_seconds_per_million:.2f}",
             f"{each.resident_bytes_max / 1024**2:.0f}",
             f"{each.own_cores:.1f}/{each.endpoint_busy:.1f}/{each.rest_cores:.1f}",
         )
@@ -151,49 +183,63 @@ def rows(summaries: Iterable[Summary]) -> list[tuple[str, ...]]:
     ]
 
 
-def markdown(cells: Iterable[Sequence[str]]) -> str:
+def markdown(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
     """The same table for a page."""
-    lines = [COLUMNS, ("---", "---", *["---:"] * (len(COLUMNS) - 2)), *cells]
+    rule = ["---:" if column else "---" for column in columns]
+    lines = [columns, ["---", *rule[1:]], *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def sentences(
-    summaries: Sequence[Summary], capacity: Capacity, circumstances: Circumstances
+    summaries: Sequence[Summary], capacities: Sequence[Capacity], circumstances: Circumstances
 ) -> list[str]:
     """What a reader has to know to believe the table, the ratios first."""
     return [
         *_ratios(compare(summaries)),
-        *_ceilings(summaries),
-        _endpoint(summaries, capacity),
+        *_ceilings(summaries, capacities),
+        _endpoint(summaries, capacities[0]),
         f"Medians of {max(each.runs for each in summaries)}. {_METHOD}",
         *_shorter(summaries),
         *_repeated(summaries),
-        _circumstances(circumstances),
+        _circumstances(summaries, circumstances),
     ]
 
 
 def _ratios(comparisons: Iterable[Comparison]) -> Iterable[str]:
     for each in comparisons:
+        digits = 1 if each.other == PLAIN.name else 2  # a promise costs some per cent
         sentence = (
-            f"ingester / plain at {each.latency_ms:g} ms:"
-            f" {each.events_per_second:.1f} times the events a second"
+            f"{each.name} / {each.other} at {each.latency_ms:g} ms:"
+            f" {each.events_per_second:.{digits}f} times the events a second"
         )
         if each.cpu_seconds_per_million is not None:
-            sentence += f", 1/{1 / each.cpu_seconds_per_million:.1f} of the CPU per event"
+            part = 1 / each.cpu_seconds_per_million
+            sentence += f", 1/{part:.{digits}f} of the CPU per event"
         yield sentence + "."
 
 
-def _ceilings(summaries: Iterable[Summary]) -> Iterable[str]:
+def _ceilings(summaries: Sequence[Summary], capacities: Iterable[Capacity]) -> Iterable[str]:
+    possible = {each.latency_ms: each.items_per_second for each in capacities}
     for each in summaries:
-        for contender in (PLAIN, INGESTER):
+        for contender in CONTENDERS:
             if each.contender == contender.name and each.latency_ms:
                 permitted = contender.events_permitted(each.latency_ms / 1000)
-                yield (
-                    f"{contender.name} at {each.latency_ms:g} ms:"
+                steady = each.steady_events_per_second
+                sentence = (
+                    f"{_label(each, summaries)} at {each.latency_ms:g} ms:"
                     f" {contender.requests_in_flight_max} in flight, {ITEMS_MAX} items each, permit"
                     f" {permitted:,.0f} events/s; it reached"
-                    f" {each.events_per_second / permitted:.0%} of that."
+                    f" {each.events_per_second / permitted:.0%} of that,"
+                    f" {steady / permitted:.0%} in the second half of the run, nearly so much after"
+                    f" {each.climb_seconds:.1f} s."
                 )
+                if contender is INGESTER and each.latency_ms in possible:
+                    bare = possible[each.latency_ms]
+                    sentence += (
+                        f" The same bodies over as many bare connections, without Kafka:"
+                        f" {bare:,.0f} items/s, {bare / permitted:.0%}."
+                    )
+                yield sentence
 
 
 def _endpoint(summaries: Sequence[Summary], capacity: Capacity) -> str:
@@ -210,14 +256,21 @@ def _endpoint(summaries: Sequence[Summary], capacity: Capacity) -> str:
     return sentence + ", so that they did not wait for it."
 
 
-def _circumstances(known: Circumstances) -> str:
+def _circumstances(summaries: Sequence[Summary], known: Circumstances) -> str:
+    kinds = [each.workload for each in summaries]
     return (
-        f"Events of {VALUE_BYTES_MEAN} bytes, {ACCOUNTS:,} accounts, {known.partitions} partitions;"
-        f" {known.kafka}; {known.machine}; {known.started_at:%Y-%m-%d %H:%M} UTC."
+        f"Events of {_listed(each.value_bytes_mean for each in kinds)} bytes,"
+        f" {_listed(each.accounts for each in kinds)} accounts,"
+        f" {_listed(each.partitions for each in kinds)} partitions; {known.kafka};"
+        f" {known.machine}; {known.started_at:%Y-%m-%d %H:%M} UTC."
     )
 
 
-def _shorter(summaries: Iterable[Summary]) -> Iterable[str]:
+def _listed(numbers: Iterable[int]) -> str:
+    return " or ".join(f"{number:,}" for number in dict.fromkeys(numbers))
+
+
+def _shorter(summaries: Sequence[Summary]) -> Iterable[str]:
     longest = max(each.events for each in summaries)
     if any(each.events < longest for each in summaries):
         yield (
@@ -236,38 +289,68 @@ def _repeated(summaries: Iterable[Summary]) -> Iterable[str]:
             )
 
 
+def pace_rows(pace: Pace) -> list[tuple[str, ...]]:
+    """The cells of the latency table, under PACE_COLUMNS."""
+    return [
+        (
+            each.part,
+            *(
+                f"{seconds * 1000:.1f}"
+                for seconds in (each.p50_seconds, each.p99_seconds, each.p999_seconds)
+            ),
+        )
+        for each in pace.delays
+    ]
+
+
+def pace_sentence(pace: Pace) -> str:
+    """What a reader has to know to believe the latency table."""
+    return (
+        f"{pace.events:,} events at {pace.events_per_second:,.0f} a second, milliseconds an event"
+        " spent in each part, from the broker's timestamp on; the endpoint answers at once, and the"
+        " rest is at its default. Quantiles of parts do not add up."
+    )
+
+
 def show(
-    console: Console, summaries: Sequence[Summary], capacity: Capacity, circumstances: Circumstances
+    console: Console,
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    below: Iterable[str],
 ) -> None:
-    """Print a table on a terminal, Markdown elsewhere."""
-    cells = rows(summaries)
-    below = sentences(summaries, capacity, circumstances)
+    """Print a table and what belongs below it: on a terminal, or as Markdown elsewhere."""
     if console.is_terminal:
         table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-        for number, column in enumerate(COLUMNS):
+        for number, column in enumerate(columns):
             figures_are_wider = max(len(line[number]) for line in cells) >= len(column)
-            table.add_column(
-                column, justify="left" if number < 2 else "right", no_wrap=figures_are_wider
-            )
+            justify: Literal["left", "right"] = "right" if number and column else "left"
+            table.add_column(column, justify=justify, no_wrap=figures_are_wider)
         for line in cells:
             table.add_row(*line)
         console.print(table)
         for sentence in below:
             console.print(sentence, highlight=False)
     else:
-        console.file.write(markdown(cells) + "\n\n" + "\n".join(f"- {each}" for each in below))
-        console.file.write("\n")
+        console.file.write(markdown(columns, cells) + "\n\n")
+        console.file.write("".join(f"- {each}\n" for each in below) + "\n")
 
 
-def as_data(runs: Sequence[Run], capacity: Capacity, circumstances: Circumstances) -> object:
+def as_data(
+    runs: Sequence[Run],
+    capacities: Sequence[Capacity],
+    pace: Pace | None,
+    circumstances: Circumstances,
+) -> object:
     """Everything, for a file: each run, and what was made of them."""
     summaries = summarize(runs)
     return {
         "circumstances": asdict(circumstances),
-        "capacity": asdict(capacity),
+        "capacities": [asdict(each) for each in capacities],
+        "pace": asdict(pace) if pace else None,
         "runs": [
             {
                 **asdict(run),
+                "events": run.events,
                 "events_per_second": run.events_per_second,
                 "cpu_seconds_per_million": run.cpu_seconds_per_million,
             }

@@ -17,6 +17,7 @@ from tests.benchmark import plain_loop
 from tests.benchmark.contenders import PLAIN, Contender
 from tests.benchmark.loading import LoadedTopic, load_topic
 from tests.benchmark.measure import RunFailedError, measure_run
+from tests.benchmark.workload import Workload
 from tests.support.kafka import delete_topics
 
 ROOT = Path(__file__).parents[2]
@@ -26,10 +27,10 @@ SOURCE = Path(plain_loop.__file__).read_text()
 def test_the_command_measures_both_and_prints_a_table(kafka: LocalKafka, tmp_path: Path) -> None:
     """Both contenders bring every event to the endpoint exactly once, and the report says so."""
     file = tmp_path / "figures" / "bench.json"
-    options = ["--events", "20000", "--rounds", "1", "--latency-ms", "0", "--json", str(file)]
+    options = ["--events", "20000", "--rounds", "1", "--latency-ms", "0", "--pace-seconds", "3"]
 
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.benchmark", *options],
+        [sys.executable, "-m", "tests.benchmark", *options, "--json", str(file)],
         capture_output=True,
         text=True,
         check=False,
@@ -43,20 +44,45 @@ def test_the_command_measures_both_and_prints_a_table(kafka: LocalKafka, tmp_pat
     assert [(run["contender"], run["events"]) for run in figures["runs"]] == [
         ("plain", 20_000),
         ("ingester", 20_000),
+        ("ingester without receipts", 20_000),
+        ("ingester without intents", 20_000),
     ]
     assert all(run["cpu_seconds"] > 0 and run["seconds"] > 0 for run in figures["runs"])
     assert all(run["requests"] >= 200 for run in figures["runs"])
-    assert figures["capacity"]["items"] == 2_000_000
+    assert [each["items"] for each in figures["capacities"]] == [2_000_000]
+    assert figures["pace"]["events"] == 3_000
+    delays = figures["pace"]["delays"]
+    assert all(0 <= each["p50_seconds"] <= each["p999_seconds"] for each in delays)
     assert "| 0 ms | plain | 20,000 |" in ended.stdout
     assert "| 0 ms | ingester | 20,000 |" in ended.stdout
     assert "- ingester / plain at 0 ms: " in ended.stdout
     assert f"the figures of every run are in {file}" in ended.stderr
 
 
+def test_a_profile_is_drawn_or_said_to_be_forbidden(kafka: LocalKafka, tmp_path: Path) -> None:
+    """`make profile` leaves a flame graph of the worker, or says what would allow it."""
+    file = tmp_path / "figures" / "profile.svg"
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.benchmark.flame", "--events", "20000", "--file", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "INGESTER_TEST_KAFKA": kafka.bootstrap_servers},
+        timeout=240,
+    )
+
+    if ended.returncode:
+        assert "SYS_PTRACE" in ended.stderr
+    else:
+        assert "ingester/worker.py" in file.read_text()
+
+
 @pytest.fixture
 async def loaded(kafka: LocalKafka) -> AsyncIterator[LoadedTopic]:
     """A small topic of the benchmark's events."""
-    topic = await load_topic(kafka.bootstrap_servers, 1_000, 2, lambda _: None)
+    topic = await load_topic(kafka.bootstrap_servers, Workload(1_000, 2), lambda _: None)
     yield topic
     await delete_topics(kafka.bootstrap_servers, [topic.name])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -11,11 +12,14 @@ import pytest
 
 from ingester.core.event import UsageEvent, event_decoder
 from tests.benchmark import blast
-from tests.benchmark.contenders import INGESTER, PLAIN
+from tests.benchmark.contenders import INGESTER, PLAIN, VARIANTS, WITHOUT_RECEIPTS
 from tests.benchmark.endpoint import Ledger
 from tests.benchmark.events import VALUE_BYTES_MEAN, generate
+from tests.benchmark.flame import explained
 from tests.benchmark.http1 import Message, split_message
 from tests.benchmark.measure import Capacity, Run
+from tests.benchmark.observed import Passage
+from tests.benchmark.pace import Delay, conclude, quantiles
 from tests.benchmark.plan import SLOW_SHARE, parse_latencies, steps
 from tests.benchmark.report import (
     COLUMNS,
@@ -28,11 +32,18 @@ from tests.benchmark.report import (
     sentences,
     summarize,
 )
+from tests.benchmark.workload import (
+    Workload,
+    parse_accounts,
+    parse_partitions,
+    parse_value_bytes,
+    workloads,
+)
 
 RUN = Run(
     contender="plain",
     latency_ms=0.0,
-    events=1_000_000,
+    workload=Workload(1_000_000),
     requests=10_000,
     requests_repeated=0,
     seconds=20.0,
@@ -41,14 +52,16 @@ RUN = Run(
     resident_bytes_max=100 * 1024**2,
     endpoint_cpu_seconds=2.0,
     machine_cpu_seconds=30.0,
+    items_by_tenth=(5_000,) * 200,
 )
 OURS = replace(RUN, contender="ingester", seconds=5.0, cpu_seconds=5.0)
-CAPACITY = Capacity(items=2_000_000, connections=32, seconds=1.0, endpoint_cpu_seconds=0.9)
+CAPACITY = Capacity(
+    latency_ms=0.0, items=2_000_000, connections=32, seconds=1.0, endpoint_cpu_seconds=0.9
+)
 CIRCUMSTANCES = Circumstances(
     started_at=datetime(2025, 6, 1, 12, 30, tzinfo=UTC),
     machine="a machine",
     kafka="using a Kafka",
-    partitions=8,
 )
 
 
@@ -74,6 +87,15 @@ def test_events_are_what_the_ingester_accepts() -> None:
         usage = decoded[0]
         assert isinstance(usage, UsageEvent)
         assert (usage.bits, usage.accountId) == (event.bits, f"acct_{event.account:06d}")
+
+
+@pytest.mark.parametrize("value_bytes", [100, 1_000, 10_000])
+def test_a_wanted_size_of_an_event_is_its_size(value_bytes: int) -> None:
+    """Values of a stated length have exactly that length, and are usage events."""
+    decode = event_decoder("refuse")
+    for event in generate(1_000, accounts=1_000_000, value_bytes=value_bytes):
+        assert len(event.value) == value_bytes
+        assert isinstance(decode(event.value), tuple)
 
 
 def test_the_stated_size_of_an_event_is_its_size() -> None:
@@ -125,6 +147,7 @@ def test_a_key_counts_once_and_a_write_without_one_every_time() -> None:
     assert numbers == [1, 2, 3, 4, 5]
     assert (totals.items, totals.bits) == (400, 28)
     assert (totals.requests, totals.requests_repeated, totals.keys) == (5, 1, 2)
+    assert sum(totals.items_by_tenth) == 400
 
 
 def test_a_blast_states_what_it_adds_up_to() -> None:
@@ -143,7 +166,7 @@ def test_a_blast_states_what_it_adds_up_to() -> None:
 
 def test_contenders_take_turns() -> None:
     """No contender runs twice in a row, so that a busy minute of the machine hits both."""
-    plan = list(steps(events=1_000, rounds=3, latencies_ms=(0.0, 20.0)))
+    plan = list(steps(workloads=[Workload(1_000)], rounds=3, latencies_ms=(0.0, 20.0)))
 
     assert len(plan) == 12
     assert all(one.contender is not other.contender for one, other in pairwise(plan))
@@ -151,9 +174,9 @@ def test_contenders_take_turns() -> None:
 
 def test_only_one_request_at_a_time_shortens_a_run_and_only_with_latency() -> None:
     """The ingester gets every event at every latency, the plain loop where it is quick enough."""
-    plan = steps(events=1_000, rounds=1, latencies_ms=(0.0, 20.0))
+    plan = steps(workloads=[Workload(1_000)], rounds=1, latencies_ms=(0.0, 20.0))
 
-    assert [(step.contender.name, step.latency_ms, step.events) for step in plan] == [
+    assert [(step.contender.name, step.latency_ms, step.workload.events) for step in plan] == [
         (PLAIN.name, 0.0, 1_000),
         (INGESTER.name, 0.0, 1_000),
         (PLAIN.name, 20.0, 1_000 // SLOW_SHARE),
@@ -163,9 +186,46 @@ def test_only_one_request_at_a_time_shortens_a_run_and_only_with_latency() -> No
 
 def test_one_contender_can_be_measured_alone() -> None:
     """With `only`, the other one does not run."""
-    plan = list(steps(events=1, rounds=2, latencies_ms=(0.0,), only="ingester"))
+    plan = list(steps(workloads=[Workload(1)], rounds=2, latencies_ms=(0.0,), only="ingester"))
 
     assert [step.contender for step in plan] == [INGESTER, INGESTER]
+
+
+def test_workloads_and_variants_take_turns_within_a_round() -> None:
+    """What is compared with each other runs one after the other, in every round."""
+    kinds = list(workloads(10, (1, 8), (10,), ()))
+
+    plan = list(
+        steps(workloads=kinds, rounds=2, latencies_ms=(0.0,), only="ingester", variants=True)
+    )
+
+    assert kinds == [Workload(10, 1, 10), Workload(10, 8, 10)]
+    one_round = [(each, kind) for kind in kinds for each in (INGESTER, *VARIANTS)]
+    assert [(step.contender, step.workload) for step in plan] == one_round * 2
+
+
+def test_lists_of_counts_are_read_in_order_and_once() -> None:
+    """A repeated count is one count, and no size of values is the usual mixture."""
+    assert parse_partitions("8, 1,8") == (8, 1)
+    assert parse_accounts("10,1_000_000") == (10, 1_000_000)
+    assert parse_value_bytes("100,10000") == (100, 10_000)
+    assert parse_value_bytes("") == ()
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "what"),
+    [
+        (parse_partitions, "0", "'0' is not a number of partitions from 1 to 4,096"),
+        (parse_partitions, "8,", "'' is not a number of partitions"),
+        (parse_accounts, "1000001", "'1000001' is not a number of accounts"),
+        (parse_value_bytes, "99", "'99' is not a number of bytes from 100 to 100,000"),
+        (parse_value_bytes, "many", "'many' is not a number of bytes"),
+    ],
+)
+def test_what_is_no_count_is_refused(parse: Callable[[str], object], text: str, what: str) -> None:
+    """A topic that cannot be made is not planned."""
+    with pytest.raises(ValueError, match=what):
+        parse(text)
 
 
 def test_latencies_are_read_in_order_and_once() -> None:
@@ -207,13 +267,47 @@ def test_the_ingester_is_compared_with_the_plain_loop_at_its_own_latency() -> No
     slow = replace(OURS, latency_ms=20.0)
 
     assert compare(summarize([RUN, OURS, slow])) == [
-        Comparison(latency_ms=0.0, events_per_second=4.0, cpu_seconds_per_million=5.0 / 15.0)
+        Comparison("ingester", "plain", 0.0, 4.0, cpu_seconds_per_million=5.0 / 15.0)
     ]
+
+
+def test_a_variant_is_compared_with_the_ingester() -> None:
+    """What a promise costs is what the worker that does not keep it saves."""
+    careless = replace(OURS, contender=WITHOUT_RECEIPTS.name, seconds=4.0, cpu_seconds=4.5)
+
+    summaries = summarize([RUN, OURS, careless])
+
+    assert compare(summaries)[1:] == [
+        Comparison("ingester without receipts", "ingester", 0.0, 1.25, cpu_seconds_per_million=0.9)
+    ]
+    assert (
+        "ingester without receipts / ingester at 0 ms: 1.25 times the events a second,"
+        " 1/1.11 of the CPU per event."
+    ) in sentences(summaries, [CAPACITY], CIRCUMSTANCES)
+
+
+def test_only_what_differs_is_named() -> None:
+    """Workloads are told apart by their properties, and one alone needs none."""
+    many = replace(OURS, workload=Workload(1_000_000, partitions=512))
+
+    assert [cells[1] for cells in rows(summarize([OURS, many]))] == [
+        "ingester, 8 partitions",
+        "ingester, 512 partitions",
+    ]
+    assert [cells[1] for cells in rows(summarize([many]))] == ["ingester"]
+
+
+def test_a_climb_ends_where_the_speed_of_the_second_half_begins() -> None:
+    """What a slow start costs is told from what the worker reaches."""
+    climbing = replace(OURS, items_by_tenth=(0, 10, 20, *(100,) * 20, 30))
+
+    assert climbing.steady_events_per_second == 1_000
+    assert climbing.climb_seconds == 0.3
 
 
 def test_cpu_of_runs_of_different_length_is_not_compared() -> None:
     """The fewer the events, the more starting up weighs in each."""
-    short = replace(RUN, events=100_000, seconds=2.0)
+    short = replace(RUN, workload=Workload(100_000), seconds=2.0)
 
     (comparison,) = compare(summarize([short, OURS]))
 
@@ -223,11 +317,11 @@ def test_cpu_of_runs_of_different_length_is_not_compared() -> None:
 
 def test_the_table_has_a_cell_for_every_column() -> None:
     """The page's table is a table: a head, a rule, and a line for each summary."""
-    lines = markdown(rows(summarize([RUN, OURS]))).splitlines()
+    lines = markdown(COLUMNS, rows(summarize([RUN, OURS]))).splitlines()
 
     assert len(lines) == 4
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
-    assert "| 0 ms | ingester | 1,000,000 | 200,000 | 200.0k-200.0k | 5.0 | 100 |" in lines[3]
+    assert "| ingester | 1,000,000 | 200,000 | 200.0k-200.0k | 29 | 5.00 | 100 |" in lines[3]
 
 
 def test_the_report_says_so_when_the_endpoint_may_have_been_the_limit() -> None:
@@ -235,7 +329,7 @@ def test_the_report_says_so_when_the_endpoint_may_have_been_the_limit() -> None:
     tight = replace(OURS, endpoint_cpu_seconds=4.0)
 
     def said(run: Run) -> str:
-        return "\n".join(sentences(summarize([RUN, run]), CAPACITY, CIRCUMSTANCES))
+        return "\n".join(sentences(summarize([RUN, run]), [CAPACITY], CIRCUMSTANCES))
 
     assert "10.0 times the fastest run" in said(OURS)
     assert "so that they did not wait for it" in said(OURS)
@@ -244,26 +338,60 @@ def test_the_report_says_so_when_the_endpoint_may_have_been_the_limit() -> None:
 
 def test_the_report_says_what_the_requests_in_flight_permit() -> None:
     """At a latency the reader sees how far from the possible a contender stayed."""
-    slow = replace(OURS, latency_ms=20.0, seconds=12.5)
+    slow = replace(OURS, latency_ms=20.0, seconds=12.5, items_by_tenth=(*(0,) * 5, *(12_000,) * 9))
+    bare = replace(CAPACITY, latency_ms=20.0, items=300_000, seconds=2.0)
 
-    below = sentences(summarize([slow]), CAPACITY, CIRCUMSTANCES)
+    below = sentences(summarize([slow]), [CAPACITY, bare], CIRCUMSTANCES)
 
     assert (
         "ingester at 20 ms: 32 in flight, 100 items each, permit 160,000 events/s;"
-        " it reached 50% of that."
+        " it reached 50% of that, 75% in the second half of the run, nearly so much after 0.5 s."
+        " The same bodies over as many bare connections, without Kafka: 150,000 items/s, 94%."
     ) in below
+
+
+def test_quantiles_are_values_that_occurred() -> None:
+    """Of a thousand the median is the 500th, and the largest is in no quantile but the last."""
+    assert quantiles(range(1000, 0, -1)) == [500, 990, 999]
+    assert quantiles([0.5]) == [0.5, 0.5, 0.5]
+
+
+def test_the_parts_of_a_latency_are_between_its_steps() -> None:
+    """Each part has its own two steps, and the whole goes from the broker to the answer."""
+    passages = [
+        Passage(10.0 + at, 10.5 + at, 11.5 + at, 13.5 + at, 17.5 + at, 25.5 + at)
+        for at in range(11)
+    ]
+
+    pace = conclude(passages)
+
+    assert (pace.events, pace.events_per_second) == (11, 1.0)
+    assert pace.delays == [
+        Delay("broker to worker", 0.5, 0.5, 0.5),
+        Delay("linger", 1.0, 1.0, 1.0),
+        Delay("intent", 2.0, 2.0, 2.0),
+        Delay("request", 4.0, 4.0, 4.0),
+        Delay("all of it", 7.5, 7.5, 7.5),
+        Delay("receipt, afterwards", 8.0, 8.0, 8.0),
+    ]
+
+
+def test_a_forbidden_profile_says_what_would_allow_it() -> None:
+    """What the profiler says of permissions is turned into something to do, all else is kept."""
+    assert "SYS_PTRACE" in explained("Error: Permission denied (os error 13)")
+    assert explained("the topic has gone") == "the topic has gone"
 
 
 def test_repeated_requests_are_not_hidden() -> None:
     """A worker that needed retries is shown to have needed them."""
-    below = sentences(summarize([replace(OURS, requests_repeated=3)]), CAPACITY, CIRCUMSTANCES)
+    below = sentences(summarize([replace(OURS, requests_repeated=3)]), [CAPACITY], CIRCUMSTANCES)
 
     assert "ingester at 0 ms sent up to 3 requests again; they were counted once." in below
 
 
 def test_the_file_holds_each_run_and_what_was_made_of_them() -> None:
     """The figures behind the medians can be read later."""
-    data = as_data([RUN, OURS], CAPACITY, CIRCUMSTANCES)
+    data = as_data([RUN, OURS], [CAPACITY], None, CIRCUMSTANCES)
 
     assert isinstance(data, dict)
     assert [run["events_per_second"] for run in data["runs"]] == [50_000, 200_000]
