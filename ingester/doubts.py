@@ -107,7 +107,7 @@ class Standing:
 async def standings(
     settings: LedgerSettings, topics: Sequence[str], partition: int | None = None
 ) -> Sequence[Standing]:
-    """Look at the partitions of which the group has committed something, or at one of them.
+    """Look at the partitions of which the group has, or had, something; or at one of them.
 
     UnavailableError for a missing topic; RefusedError where the login may not see what it needs.
     """
@@ -115,40 +115,44 @@ async def standings(
     receipts = Receipts(settings)
     counts = await _partition_counts(admin, settings, topics)
     stored = await admin.committed_offsets(settings.group_id)
-    commits = {
-        name: commit
-        for name, commit in sorted(stored.items())
-        if name.topic in topics
-        and partition in {None, name.partition}
-        and name.partition < counts[name.topic]
-    }
-    beginnings = await beginning_offsets(settings, commits)
-    ends = await end_offsets(settings, commits)
+    names = [
+        TopicPartition(topic, number)
+        for topic in sorted(topics)
+        for number in range(counts[topic])
+        if partition in {None, number}
+    ]
+    beginnings = await beginning_offsets(settings, names)
+    ends = await end_offsets(settings, names)
     with_notes = {
-        name: commit
-        for name, commit in commits.items()
+        name: begins
+        for name, begins in beginnings.items()
         if settings.receipts == "on"
         and name.partition < counts[settings.receipts_topic_for(name.topic)]
     }
-    notes = await receipts.notes(with_notes, beginnings)
+    notes = await receipts.notes(stored, with_notes)
     owners = await admin.owners(settings.group_id)
+    starts = {
+        name: start_of(
+            name,
+            stored.get(name),
+            log_begins=beginnings[name],
+            receipts_end=0,
+            notes=notes.get(name, ()),
+        )
+        for name in names
+    }
     return [
         Standing(
             name,
-            commit,
+            stored.get(name, Commit(beginnings[name], "")),
             beginnings[name],
             ends[name],
-            start_of(
-                name,
-                commit,
-                log_begins=beginnings[name],
-                receipts_end=0,
-                notes=notes.get(name, ()),
-            ),
+            start,
             [note for _, note in notes.get(name, ())],
             owners.get(name),
         )
-        for name, commit in commits.items()
+        for name, start in starts.items()
+        if name in stored or start.halt_reason
     ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from ingester.core.intent import Ledger, decode
+from ingester.core.intent import Unreadable, decode
 from ingester.core.messages import Commit, Start, WriteReceipt
 from ingester.core.receipt import (
     Note,
@@ -99,22 +99,22 @@ class Receipts:
     async def starts(
         self, commits: Mapping[TopicPartition, Commit], beginnings: Mapping[TopicPartition, int]
     ) -> Mapping[TopicPartition, Start]:
-        """Say for each partition where it begins, by its commit, its log's beginning and notes."""
-        ends = await end_offsets(self._settings, set(map(self.partition_for, commits)))
+        """Say where each partition begins, by its log's beginning, its commit if any, and notes."""
+        ends = await end_offsets(self._settings, set(map(self.partition_for, beginnings)))
         notes = await self.notes(commits, beginnings)
         self._read_up_to |= {
             name: max([ends[self.partition_for(name)], *(offset + 1 for offset, _ in notes[name])])
-            for name in commits
+            for name in beginnings
         }
         return {
             name: start_of(
                 name,
-                commit,
-                log_begins=beginnings[name],
+                commits.get(name),
+                log_begins=log_begins,
                 receipts_end=ends[self.partition_for(name)],
                 notes=notes[name],
             )
-            for name, commit in commits.items()
+            for name, log_begins in beginnings.items()
         }
 
     def read_up_to(self, source: TopicPartition) -> int:
@@ -126,18 +126,15 @@ class Receipts:
     ) -> Mapping[TopicPartition, Sequence[tuple[int, Note]]]:
         """Return those that concern what is above each committed offset, with their offsets."""
         tails: dict[TopicPartition, int] = {}
-        for name, commit in commits.items():
-            ledger = decode(commit.next_offset, commit.metadata)
-            overtaken = commit.next_offset < beginnings[name]
-            if isinstance(ledger, Ledger) and (ledger.intents or overtaken):
-                begins = ledger.receipts_offset
-            elif ledger is None and overtaken:
-                begins = 0
-            else:
+        for name in beginnings:
+            commit = commits.get(name)
+            ledger = decode(commit.next_offset, commit.metadata) if commit else None
+            if isinstance(ledger, Unreadable):
                 continue
+            begins = ledger.receipts_offset if ledger else 0
             place = self.partition_for(name)  # which may be that of a namesake's notes, too
             tails[place] = min(begins, tails.get(place, begins))
-        notes: dict[TopicPartition, list[tuple[int, Note]]] = {name: [] for name in commits}
+        notes: dict[TopicPartition, list[tuple[int, Note]]] = {name: [] for name in beginnings}
         async for _, record in read_to_end(self._settings, tails):
             note = decode_note(record.value)
             if note is not None:
@@ -156,6 +153,6 @@ def without_receipts(
 ) -> Mapping[TopicPartition, Start]:
     """Where each partition begins when nobody writes receipts."""
     return {
-        name: start_of(name, commit, log_begins=beginnings[name], receipts_end=0, notes=())
-        for name, commit in commits.items()
+        name: start_of(name, commits.get(name), log_begins=begins, receipts_end=0, notes=())
+        for name, begins in beginnings.items()
     }

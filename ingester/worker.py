@@ -355,10 +355,7 @@ class Worker:
     async def _starts(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Start]:
         stored = await self._admin.committed_offsets(self._settings.group_id)
         beginnings = await self._consumer.beginnings(partitions)
-        commits = {
-            name: stored[name] if name in stored else Commit(beginnings[name], "")
-            for name in partitions
-        }
+        commits = {name: stored[name] for name in partitions if name in stored}
         if self._settings.receipts == "off":
             return without_receipts(commits, beginnings)
         counts: dict[str, int] = {}

@@ -230,7 +230,7 @@ class BatchBuilder:
             bits_by_key=self._bits_by_key,
             body=body,
             body_digest=hashlib.blake2b(body, digest_size=20).digest(),
-            idempotency_key=_idempotency_key(self.partition, first, last),
+            idempotency_key=idempotency_key(self.partition, first, last),
             dead_letters=tuple(self._dead_letters),
             buffered_bytes=self._buffered_bytes,
         )
@@ -262,7 +262,7 @@ def _too_large(item_bytes: int, body_bytes_max: int) -> Rejection:
     return Rejection("item_too_large", detail)
 
 
-def _idempotency_key(partition: TopicPartition, first: Record, last: Record) -> str:
+def idempotency_key(partition: TopicPartition, first: Record, last: Record) -> str:
     """Name the range, not the attempt; the timestamps tell a topic from a namesake made anew."""
     name = (
         f"{partition.topic}/{partition.partition}/{first.offset}/{last.offset + 1}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ingester.core.batch import Batch, BatchLimits
+from ingester.core.coverage import Proof
 from ingester.core.deadletter import DeadLetter, DeadLetterLimit
 from ingester.core.delivery import Acknowledged, Outcome, backoff_seconds
 from ingester.core.intent import Ledger, Range
@@ -70,6 +71,8 @@ class Start:
     """Why the partition must not be read, if so."""
     foreign_metadata: str = ""
     """What somebody else wrote where the intents go; the next commit replaces it."""
+    proofs: Sequence[Proof] = ()
+    """What is settled beyond the offset, and was not intended by the group's last owner."""
 
 
 @dataclass(frozen=True, slots=True)

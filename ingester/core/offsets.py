@@ -36,7 +36,11 @@ class OffsetTracker:
     """
 
     def __init__(
-        self, position: int, receipts_offset: int = 0, inherited: Iterable[Intent] = ()
+        self,
+        position: int,
+        receipts_offset: int = 0,
+        inherited: Iterable[Intent] = (),
+        settled: Iterable[tuple[int, int]] = (),
     ) -> None:
         self.position = position  # the offset that may be committed: everything below is settled
         self._receipts_offset = receipts_offset  # the receipts' partition reaches at least so far
@@ -53,6 +57,12 @@ class OffsetTracker:
             )
         self.inherited = {(each.first_offset, each.next_offset): each for each in self._spans}
         # What former owners intended; they alone are settled before they are read.
+        self._settled: list[tuple[int, int]] = []
+        # Ends of what is settled beyond, descending, and the first of the receipts of it and of
+        # all that ends behind it: whoever begins below has to read from there.
+        for next_offset, receipt_offset in sorted(settled, reverse=True):
+            lowest = self._settled[-1][1] if self._settled else receipt_offset
+            self._settled.append((next_offset, min(lowest, receipt_offset)))
 
     def track(self, span: Span) -> None:
         """Add a span, which follows all that are tracked."""
@@ -134,7 +144,14 @@ class OffsetTracker:
     def receipts_offset(self) -> int:
         """No note about anything above the position lies before it, in the receipts' partition."""
         # In the order of the spans the lower bounds of their receipts ascend.
-        return self._spans[0].receipts_offset if self._spans else self._receipts_offset
+        lowest = self._spans[0].receipts_offset if self._spans else self._receipts_offset
+        settled = self._first_receipt_of_what_is_settled()
+        return lowest if settled is None else min(lowest, settled)
+
+    def _first_receipt_of_what_is_settled(self) -> int | None:
+        while self._settled and self._settled[-1][0] <= self.position:
+            self._settled.pop()
+        return self._settled[-1][1] if self._settled else None
 
     def ledger(self) -> Ledger:
         """What a commit of the position has to say of all that is above it."""

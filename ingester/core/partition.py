@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from ingester.core.batch import BatchBuilder
+from ingester.core.batch import Batch, BatchBuilder
+from ingester.core.coverage import Coverage
 from ingester.core.deadletter import DeadLetterWindow
 from ingester.core.dispatch import Delivery
 from ingester.core.intent import Range
 from ingester.core.offsets import OffsetTracker
-from ingester.core.record import TopicPartition
+from ingester.core.record import Record, TopicPartition
 
 
 @dataclass(slots=True, eq=False)
@@ -19,6 +20,7 @@ class Partition:
     """One assignment of one partition."""
 
     builder: BatchBuilder
+    coverage: Coverage
     offsets: OffsetTracker
     rejections: DeadLetterWindow
     """What the records of the cut batches were."""
@@ -44,6 +46,18 @@ class Partition:
     @property
     def name(self) -> TopicPartition:
         return self.builder.partition
+
+    def extend(self, records: Sequence[Record], cut_bytes_max: int) -> list[Batch]:
+        """Take records in offset order; return the batches that are full, or end at a proof."""
+        if not self.coverage:
+            return self.builder.extend(records, cut_bytes_max)
+        batches: list[Batch] = []
+        *ended, last = self.coverage.sift(records)
+        for run in ended:
+            batches += self.builder.extend(run, cut_bytes_max)
+            if self.builder.may_be_cut:
+                batches.append(self.builder.cut())
+        return batches + self.builder.extend(last, cut_bytes_max)
 
     @property
     def buffered_bytes(self) -> int:

@@ -18,6 +18,7 @@ from typing import assert_never
 
 from ingester.core.batch import Batch, BatchBuilder
 from ingester.core.committer import Committer
+from ingester.core.coverage import Coverage, Proof
 from ingester.core.deadletter import DeadLetterWindow
 from ingester.core.deliveries import Deliveries
 from ingester.core.delivery import Acknowledged, Blocked, InDoubt, Refused
@@ -251,7 +252,13 @@ class Pipeline:
                 frozen=deque(intents),
                 passed=start.settled.keys(),
             ),
-            OffsetTracker(start.offset, start.ledger.receipts_offset, intents),
+            Coverage(name, start.proofs),
+            OffsetTracker(
+                start.offset,
+                start.ledger.receipts_offset,
+                intents,
+                settled=[(each.next_offset, each.receipt_offset) for each in start.proofs],
+            ),
             DeadLetterWindow(limits.dead_letters),
             DeadLetterWindow(limits.dead_letters),
             quiet_at=now + limits.session_timeout_seconds + limits.request_timeout_seconds,
@@ -304,7 +311,7 @@ class Pipeline:
             if part is None or part.halt_reason or not records:
                 continue
             before = part.builder.buffered_bytes
-            batches = part.builder.extend(records, cut_bytes_max)
+            batches = part.extend(records, cut_bytes_max)
             self._open_bytes += part.builder.buffered_bytes - before
             if batches:
                 self._open.pop(name, None)
@@ -321,6 +328,8 @@ class Pipeline:
                     f" ingester resolve {name}:{lost.first_offset} --as skipped"
                 )
                 self._halt(name, reason, commands)
+            if part.coverage.mistaken is not None:
+                self._halt(name, _of_others(name, part.coverage.mistaken), commands)
         self._pause(fact.records, commands)
 
     def _positions_reached(self, fact: PositionsReached) -> None:
@@ -672,3 +681,11 @@ class Pipeline:
         return self._committer.next_at(
             runs_short=self._dispatcher.runs_short, hurried=self._revoking or self._draining
         )
+
+
+def _of_others(name: TopicPartition, proof: Proof) -> str:
+    return (
+        f"the receipts say that {name}{proof} is settled, and the log holds other records there"
+        " than those that were: the topic was made anew. Give it another receipts topic"
+        " (INGESTER_RECEIPTS_TOPIC), or delete the old one once nobody needs it"
+    )

@@ -4,8 +4,9 @@ receipts topic say together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from ingester.core.coverage import Proof
 from ingester.core.intent import Intent, Ledger, Range, Unreadable, decode
 from ingester.core.messages import Commit, Start
 from ingester.core.receipt import Note, Receipt, Resolution
@@ -14,18 +15,21 @@ from ingester.core.record import TopicPartition
 
 def start_of(
     name: TopicPartition,
-    commit: Commit,
+    commit: Commit | None,
     *,
     log_begins: int,
     receipts_end: int,
-    notes: Iterable[tuple[int, Note]],
+    notes: Sequence[tuple[int, Note]],
 ) -> Start:
     """Return where to begin, what is settled beyond it and what is in doubt.
 
-    `notes` are those of this partition with their offsets in the receipts topic, oldest first, as
-    far as they can concern what is above the committed offset. `receipts_end` is where the receipts
-    will go on, for a partition without a ledger.
+    Where the group has no offset, there is no `commit`, and it begins where the log does. `notes`
+    are those of this partition with their offsets in the receipts topic, oldest first, as far as
+    they can concern what is above the committed offset. `receipts_end` is where the receipts will
+    go on, for a partition without a ledger.
     """
+    is_lost = commit is None and _is_to_be_judged(notes)
+    commit = commit or Commit(log_begins, "")
     offset = commit.next_offset
     ledger = decode(offset, commit.metadata)
     if isinstance(ledger, Unreadable):
@@ -59,8 +63,9 @@ def start_of(
         },
         resent={each.range for each in intents if _is_to_be_resent(each, decisions)},
         committed=commit.next_offset if offset != commit.next_offset else None,
-        halt_reason=_lost(name, offset, log_begins) if offset < log_begins else None,
+        halt_reason=_why_not(name, offset, log_begins, notes, is_lost=is_lost),
         foreign_metadata=foreign_metadata,
+        proofs=_proofs(offset, intents, notes),
     )
 
 
@@ -69,6 +74,49 @@ def _is_to_be_resent(intent: Intent, decisions: Mapping[Range, Resolution]) -> b
     if decided is None or decided.decision != "resend":
         return False
     return decided.intended_at == intent.intended_at
+
+
+def _is_to_be_judged(notes: Sequence[tuple[int, Note]]) -> bool:
+    """Whether something was settled, and nobody said since that it may go on without an offset."""
+    for _, note in reversed(notes):
+        if isinstance(note, Receipt):
+            return True
+        if note.decision == "resend" and note.intended_at is None:
+            break
+    return False
+
+
+def _proofs(
+    offset: int, intents: Sequence[Intent], notes: Iterable[tuple[int, Note]]
+) -> Sequence[Proof]:
+    """Return what has receipts above the offset; of what is intended, its own notes decide."""
+    return tuple(
+        Proof(note.first_offset, note.next_offset, note.idempotency_key, receipt_offset)
+        for receipt_offset, note in notes
+        if isinstance(note, Receipt)
+        and note.next_offset > offset
+        and not any(
+            each.first_offset < note.next_offset and note.first_offset < each.next_offset
+            for each in intents
+        )
+    )
+
+
+def _why_not(
+    name: TopicPartition,
+    offset: int,
+    log_begins: int,
+    notes: Iterable[tuple[int, Note]],
+    *,
+    is_lost: bool,
+) -> str | None:
+    """Say why the partition must not be read, if so."""
+    if offset < log_begins:
+        return _overtaken(name, offset, log_begins)
+    if is_lost:
+        settled = max(note.next_offset for _, note in notes)
+        return _forgotten(name, offset, settled, log_begins)
+    return None
 
 
 def _unreadable(commit: Commit, reason: str) -> str:
@@ -80,9 +128,24 @@ def _unreadable(commit: Commit, reason: str) -> str:
     )
 
 
-def _lost(name: TopicPartition, offset: int, log_begins: int) -> str:
+def _overtaken(name: TopicPartition, offset: int, log_begins: int) -> str:
     return (
         f"the log of {name} begins at offset {log_begins}, and {offset} is the next to be settled:"
         " retention overtook the committed offset. To go on without what is missing:"
         f" ingester resolve {name}:{offset} --as skipped --reason ..."
+    )
+
+
+def _forgotten(name: TopicPartition, offset: int, settled: int, log_begins: int) -> str:
+    beyond = (
+        f"; the log begins at offset {log_begins} by now, and what was between is not settled"
+        if settled < log_begins
+        else ""
+    )
+    return (
+        f"the group has no committed offset for {name}, and receipts show that records up to offset"
+        f" {settled} were settled{beyond}. The group is another than before (INGESTER_GROUP_ID), or"
+        " its offsets expired or were deleted, and with them what was in doubt. To go on with"
+        " everything that has no receipt:"
+        f" ingester resolve {name}:{offset} --as resend --reason ..."
     )

@@ -53,6 +53,9 @@ class _Book:
     open: Counter[Range] = field(default_factory=Counter)
     # Attempts, but for those whose sender was told that they were not applied.
     vanished: set[int] = field(default_factory=set)
+    forgotten: set[int] = field(default_factory=set)
+    # Records that were sent and have no receipt, of which the group has lost all trace.
+    unjudged: bool = False  # since it has lost it, if receipts show that there was something
 
     def within(self, first_offset: int, next_offset: int) -> Sequence[Entry]:
         start = bisect_left(self.offsets, first_offset)
@@ -96,6 +99,7 @@ class Oracle:
             self._bodies.setdefault(key, batch.body) == batch.body,
             f"integrity: the key of {batch} carries two bodies",
         )
+        promise(not book.unjudged, f"in doubt: {batch} is sent, and the group has lost its offsets")
         promise(owned, f"fencing: {batch} is sent by a worker that does not own its partition")
         promise(
             inherited or book.recorded.get(range_) == generation,
@@ -133,11 +137,13 @@ class Oracle:
         """Count what the endpoint has written."""
         book = self._books[batch.partition]
         double = False
-        book.applied_ranges.add(range_of(batch))
+        if batch.first_offset not in book.forgotten:
+            book.applied_ranges.add(range_of(batch))
         for entry in book.within(*range_of(batch)):
             if entry.item is not None:
                 book.applied[entry.record.offset] += 1
-                double |= book.applied[entry.record.offset] > 1
+                again = book.applied[entry.record.offset] > 1
+                double |= again and entry.record.offset not in book.forgotten
         for item in json.loads(batch.body)["items"]:
             self._bits[f"{batch.partition} {item['key']}"] += item["bits"]
         if double:
@@ -177,7 +183,7 @@ class Oracle:
         for entry in book.within(*range_):
             offset = entry.record.offset
             promise(
-                book.receipts.setdefault(offset, range_) == range_,
+                book.receipts.setdefault(offset, range_) == range_ or offset in book.forgotten,
                 f"coverage: {batch.partition}:{offset} has receipts of two ranges",
             )
             done = offset in book.lettered or book.applied[offset]
@@ -214,7 +220,9 @@ class Oracle:
             missed = [
                 each
                 for each, offset in book.receipt_offsets.items()
-                if each[1] > commit.next_offset and offset < ledger.receipts_offset
+                if each[1] > commit.next_offset
+                and offset < ledger.receipts_offset
+                and each[0] not in book.forgotten
             ]
             promise(not missed, f"ledger: {name}{missed} have receipts that nobody would find")
             promise(
@@ -237,6 +245,24 @@ class Oracle:
 
     def vanished(self, name: TopicPartition, offset: int) -> None:
         self._books[name].vanished.add(offset)
+
+    def offsets_lost(self) -> None:
+        """Hear that the group has none any more: what has no receipt may be counted twice."""
+        for book in self._books.values():
+            unreceipted = {*book.open, *book.travelling, *book.applied_ranges}
+            unreceipted -= book.receipt_offsets.keys()
+            for range_ in unreceipted:
+                book.forgotten |= {each.record.offset for each in book.within(*range_)}
+            book.applied_ranges -= unreceipted
+            book.travelling.clear()
+            book.open.clear()
+            book.recorded.clear()
+            book.committed = book.offsets[0]
+            book.unjudged = bool(book.receipts)
+
+    def judged(self, name: TopicPartition) -> None:
+        """Hear that somebody has decided about all that is in doubt."""
+        self._books[name].unjudged = False
 
     def halted(self, name: TopicPartition, reason: str) -> None:
         """Check that a halt for a doubt has one."""
@@ -264,7 +290,7 @@ class Oracle:
                 book.committed == book.end or book.vanished,
                 f"liveness: {name} is committed up to {book.committed} of {book.end}",
             )
-            if self._plan.keys != "ignored" and not book.vanished:
+            if self._plan.keys != "ignored" and not book.vanished and not book.forgotten:
                 self._check_sums(name, book)
 
     def _check_sums(self, name: TopicPartition, book: _Book) -> None:

@@ -66,6 +66,8 @@ class Plan:
     vanishing: int
     """Records at the edge of an intended range that the log loses."""
     clock_jump_seconds: float
+    offsets_lost: int
+    """Times when all workers end, and the group forgets what they have committed."""
 
 
 def make_plan(random: Random) -> Plan:
@@ -125,6 +127,7 @@ def make_plan(random: Random) -> Plan:
         clock_jump_seconds=(
             SKEW_SECONDS_MAX if keys == "forgotten" else random.choice([0.0, 0.0, 50.0, 200_000.0])
         ),
+        offsets_lost=random.choice([0] * 9 + [1]),
     )
 
 

@@ -17,10 +17,17 @@ from unittest.mock import patch
 from ingester.core import committer as committer_module
 from ingester.core.batch import BatchBuilder
 from ingester.core.committer import Committer
+from ingester.core.coverage import Coverage
 from ingester.core.delivery import Acknowledged, InDoubt, Response
 from ingester.core.dispatch import Dispatcher
 from ingester.core.intent import Ledger
-from ingester.core.messages import AttemptEnded, DeadLettersWritten, ResumePartitions, SendBatch
+from ingester.core.messages import (
+    AttemptEnded,
+    Commit,
+    DeadLettersWritten,
+    ResumePartitions,
+    SendBatch,
+)
 from ingester.core.offsets import OffsetTracker
 from ingester.core.pipeline import Pipeline
 from ingester.core.refusals import Refusals
@@ -55,6 +62,7 @@ _attempt_ended = Pipeline._attempt_ended
 _ledger = OffsetTracker.ledger
 _settle = OffsetTracker.settle
 _retract = OffsetTracker.retract
+_sift = Coverage.sift
 
 
 @plant(Pipeline, "_commit")
@@ -231,6 +239,32 @@ def loses_the_dead_letters_of_what_somebody_found_acknowledged(name, commit, *, 
 def passes_over_receipts_whose_answer_is_to_come(self):
     """It was so."""
     return Ledger(self._receipts_offset, _ledger(self).intents)
+
+
+# -- a group that has lost its offsets -----------------------------------------------------------
+
+
+@plant(process_module, "start_of")
+def begins_anew_without_asking_anybody(name, commit, *, log_begins, notes, **facts):
+    """It was so."""
+    commit = commit or Commit(log_begins, "")
+    return _start_of(name, commit, log_begins=log_begins, notes=notes, **facts)
+
+
+@plant(Coverage, "sift")
+def counts_again_what_has_a_receipt(self, records):
+    """It was so."""
+    return [records]
+
+
+@plant(Coverage, "sift")
+def goes_on_with_a_batch_behind_what_has_a_receipt(self, records):
+    return [[each for run in _sift(self, records) for each in run]]
+
+
+@plant(OffsetTracker, "_first_receipt_of_what_is_settled")
+def forgets_the_receipts_that_its_successor_needs(self):
+    return None
 
 
 # -- positions ----------------------------------------------------------------------------------

@@ -140,23 +140,23 @@ class Process:
         self._contact = sent
 
         def read_offsets() -> None:
-            commits = {name: self.world.committed(name) for name in names}
+            commits = {name: self.world.group.stored.get(name) for name in names}
             self.after(self.latency(), lambda: read_receipts(commits))
 
-        def read_receipts(commits: Mapping[TopicPartition, Commit]) -> None:
+        def read_receipts(commits: Mapping[TopicPartition, Commit | None]) -> None:
             if self.generation == generation and not self._assigned:
                 self._begin({name: self._start(name, each) for name, each in commits.items()})
 
         self.after(self.latency(), read_offsets)
 
-    def _start(self, name: TopicPartition, commit: Commit) -> Start:
-        ledger = decode(commit.next_offset, commit.metadata)
+    def _start(self, name: TopicPartition, commit: Commit | None) -> Start:
+        ledger = decode(commit.next_offset, commit.metadata) if commit else None
         notes = self.world.notes[name]
-        lowest = ledger.receipts_offset if isinstance(ledger, Ledger) else len(notes)
+        lowest = ledger.receipts_offset if isinstance(ledger, Ledger) else 0
         return start_of(
             name,
             commit,
-            log_begins=commit.next_offset,
+            log_begins=self.world.committed(name).next_offset,
             receipts_end=len(notes),
             notes=list(enumerate(notes))[lowest:],
         )
@@ -188,7 +188,7 @@ class Process:
 
         def begin() -> None:
             if term == self.term and self.pipeline.may_be_reopened(name):
-                start = self._start(name, self.world.committed(name))
+                start = self._start(name, self.world.group.stored.get(name))
                 del self.halts[name]
                 self._go_to(name, start)
                 self.conduct.partition_reopened(name, start, self.world.now)

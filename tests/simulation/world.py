@@ -139,6 +139,7 @@ class World:
             (plan.reads_failing, self._fail_to_read),
             (plan.vanishing, self._vanish),
             (plan.outages, self._begin_outage),
+            (plan.offsets_lost if plan.limits.receipts else 0, self._lose_offsets),
             (plan.minds_changed, self._change_mind),
         ]
         for times, incident in incidents:
@@ -174,6 +175,16 @@ class World:
         if process is not None:
             process.drain()
             self.later(self.random.choice([0.1, 2.0, 12.0]), self._start)
+
+    def _lose_offsets(self) -> None:
+        """They expire where nobody is, or somebody deletes them; the receipts stay."""
+        for process in self.processes:
+            process.die()
+            self.group.leave(process)
+        self.group.stored.clear()
+        self.oracle.offsets_lost()
+        for _ in range(self.plan.workers):
+            self.later(self.random.random() * 3, self._start)
 
     def _fail_to_read(self) -> None:
         process = self._anyone()
@@ -231,6 +242,7 @@ class World:
         for name in self._halts():
             if name in {each for each, _ in self.vanished}:
                 continue
+            self.oracle.judged(name)
             commit = self.committed(name)
             settled = {(note.first_offset, note.next_offset) for note in self.notes[name]}
             doubts = [each for each in self._ledger(name) if each.range not in settled]
@@ -276,6 +288,7 @@ class World:
     # -- brokers ------------------------------------------------------------------------------
 
     def committed(self, name: TopicPartition) -> Commit:
+        """What the group has stored, or would begin with."""
         return self.group.stored.get(name, Commit(self._offsets[name][0], ""))
 
     def _ledger(self, name: TopicPartition) -> Sequence[Intent]:

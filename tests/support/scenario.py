@@ -84,7 +84,7 @@ class Scenario:
 
     def start(self, name: TopicPartition = P0, *notes: Note) -> Start:
         """Where a partition begins for its next owner."""
-        commit = self.stored.get(name, Commit(0, ""))
+        commit = self.stored.get(name)
         numbered = list(enumerate(notes))
         return start_of(name, commit, log_begins=0, receipts_end=0, notes=numbered)
 

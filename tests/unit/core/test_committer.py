@@ -8,6 +8,7 @@ import pytest
 
 from ingester.core.batch import BatchBuilder, BatchLimits
 from ingester.core.committer import Committer
+from ingester.core.coverage import Coverage
 from ingester.core.deadletter import DeadLetterWindow
 from ingester.core.dispatch import Delivery
 from ingester.core.event import event_decoder
@@ -27,6 +28,7 @@ LONG = dataclasses.replace(LIMITS, commit_interval_seconds=100.0)
 def partition(name: TopicPartition = P0) -> Partition:
     return Partition(
         BatchBuilder(name, 1, BatchLimits(2, 1000, 1.0), event_decoder("refuse")),
+        Coverage(name, ()),
         OffsetTracker(0),
         DeadLetterWindow(LIMITS.dead_letters),
         DeadLetterWindow(LIMITS.dead_letters),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ingester.core.batch import BatchBuilder, BatchLimits
+from ingester.core.coverage import Coverage
 from ingester.core.deadletter import DeadLetterWindow
 from ingester.core.deliveries import Deliveries
 from ingester.core.dispatch import Delivery
@@ -19,6 +20,7 @@ from tests.support.scenario import LIMITS, P0, P1
 def partition(name: TopicPartition) -> Partition:
     return Partition(
         BatchBuilder(name, 1, BatchLimits(2, 1000, 1.0), event_decoder("refuse")),
+        Coverage(name, ()),
         OffsetTracker(0),
         DeadLetterWindow(LIMITS.dead_letters),
         DeadLetterWindow(LIMITS.dead_letters),

@@ -234,12 +234,13 @@ def test_a_receipt_of_another_range_settles_nothing(receipted: Range) -> None:
     assert len(scenario.sent(usage_records(2))) == 1
 
 
-def test_a_receipt_of_a_range_that_nobody_left_settles_nothing() -> None:
-    """It is of another life of the topic, or of offsets that somebody has set back."""
+def test_receipts_without_a_committed_offset_halt() -> None:
+    """Something was settled, and what was in doubt beyond it is not known any more."""
     scenario = unassigned(RECEIPTS)
-    scenario.assign(P0, notes=[receipt_of((0, 2))])
+    (reason,) = halts(scenario.assign(P0, notes=[receipt_of((0, 2))]))
 
-    assert len(scenario.sent(usage_records(2))) == 1
+    assert "no committed offset" in reason
+    assert scenario.sent(usage_records(2)) == []
 
 
 @pytest.mark.parametrize(

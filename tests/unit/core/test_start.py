@@ -88,10 +88,22 @@ def test_a_receipt_of_another_range_settles_nothing(range_: Range) -> None:
 
 
 def test_receipts_of_what_is_committed_say_nothing() -> None:
-    """They are of a time before the committed offset, or of another life of the topic."""
-    begun = start(receipt_of((0, 2)), receipt_of((7, 9)), offset=7)
+    """They are of a time before the committed offset."""
+    assert start(receipt_of((0, 2)), receipt_of((5, 7)), offset=7) == start(offset=7)
 
-    assert (begun.offset, begun.settled, begun.committed) == (7, {}, None)
+
+@pytest.mark.parametrize("metadata", [None, "", "connect-1"])
+def test_what_has_receipts_and_was_not_intended_is_not_read_for_new(metadata: str | None) -> None:
+    """Whoever settled it, beside the group or before its offset was moved back."""
+    begun = start(receipt_of((6, 8)), receipt_of((9, 12)), offset=7, metadata=metadata)
+
+    assert [each[:2] for each in begun.proofs] == [(6, 8), (9, 12)]
+    assert (begun.offset, begun.settled, begun.halt_reason) == (7, {}, None)
+
+
+def test_of_what_is_intended_only_its_own_receipt_counts() -> None:
+    """The rest of it was acknowledged by nobody."""
+    assert start(receipt_of((1, 3)), receipt_of((3, 5)), left=[(2, 4), (4, 6)]).proofs == ()
 
 
 # -- decisions ----------------------------------------------------------------------------------
@@ -268,3 +280,51 @@ def test_what_is_settled_may_be_missing() -> None:
     assert start(receipt_of((0, 2)), left=[(0, 2)], log_begins=2).halt_reason is None
     assert start(resolution_of((0, 5), "skipped"), log_begins=5).halt_reason is None
     assert start(resolution_of((0, 4), "skipped"), log_begins=5).halt_reason is not None
+
+
+# -- a group without an offset ------------------------------------------------------------------
+
+
+def start_anew(*notes: Note, log_begins: int = 0) -> Start:
+    """Where a partition begins of which the group has no offset."""
+    numbered = list(enumerate(notes))
+    return start_of(P0, None, log_begins=log_begins, receipts_end=len(notes), notes=numbered)
+
+
+def test_a_group_without_an_offset_begins_where_the_log_does() -> None:
+    """Nothing of the partition was ever settled."""
+    assert start_anew(log_begins=7) == Start(
+        7, Ledger(0, []), {}, acknowledged=frozenset(), resent=frozenset()
+    )
+
+
+def test_a_group_that_has_lost_its_offset_waits_for_somebody() -> None:
+    """What was in doubt is lost with it; what has receipts would be counted twice."""
+    begun = start_anew(receipt_of((0, 2)), receipt_of((2, 9)), log_begins=1)
+
+    assert begun.halt_reason is not None
+    assert "no committed offset for usage:0" in begun.halt_reason
+    assert "up to offset 9 were settled" in begun.halt_reason
+    assert "the log begins" not in begun.halt_reason
+    assert "INGESTER_GROUP_ID" in begun.halt_reason
+    assert "ingester resolve usage:0:1 --as resend" in begun.halt_reason
+
+
+def test_it_says_what_the_log_has_lost_meanwhile() -> None:
+    """Between the last receipt and the beginning of the log there may have been records."""
+    begun = start_anew(receipt_of((0, 2)), log_begins=5)
+
+    assert begun.halt_reason is not None
+    assert "the log begins at offset 5 by now" in begun.halt_reason
+
+
+def test_by_a_decision_it_goes_on_without_what_has_receipts() -> None:
+    """A decision of the time before the receipts, or about a batch, is not that one."""
+    decision = resolution_of((0, 1), "resend", intended_at=None)
+    about_a_batch = resolution_of((0, 2), "resend")
+    begun = start_anew(receipt_of((0, 2)), decision)
+
+    assert begun.halt_reason is None
+    assert [each[:2] for each in begun.proofs] == [(0, 2)]
+    assert start_anew(decision, receipt_of((0, 2))).halt_reason is not None
+    assert start_anew(receipt_of((0, 2)), about_a_batch).halt_reason is not None
