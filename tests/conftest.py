@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from pytest_timeout import Settings
 
 from ingester.local_kafka import Keeper, LocalKafka, docker_problem, local_kafka
 from tests.support.kafka import create_topic, delete_topics
 from tests.support.processes import Ingesters
 from tests.support.simulator import Simulator
+
+END_SECONDS_MAX = 120.0
 
 
 class TopicFactory(Protocol):
@@ -40,6 +43,8 @@ def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Says on the terminal, past the capture, what takes long."""
     terminal = request.config.pluginmanager.get_plugin("terminalreporter")
     capture = request.config.pluginmanager.get_plugin("capturemanager")
+    if terminal is None:  # of the processes that share the tests, none has the terminal
+        return lambda _: None
 
     def say(sentence: str) -> None:
         with capture.global_and_fixture_disabled():
@@ -99,6 +104,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a Docker engine only where none answers."""
     if item.get_closest_marker("container") and (problem := _docker_problem()):
         pytest.skip(problem)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Bound the end of a test that has failed, too: pytest-timeout has let go of it by then."""
+    settings = Settings(END_SECONDS_MAX, "thread", False, False)
+    item.config.hook.pytest_timeout_cancel_timer(item=item)
+    item.config.hook.pytest_timeout_set_timer(item=item, settings=settings)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -100,7 +100,7 @@ async def test_s3_credentials_and_credit_that_fail_for_a_while(
     group_of: GroupOf, topic: TopicFactory, ledger: LedgerServer
 ) -> None:
     """S3: 401, 402 and 403 lose and dead-letter nothing, and meet a single probe now and then."""
-    in_flight_max, each_seconds = 8, 3.0
+    crowd_seconds, each_seconds = 1.0, 3.0
     refusals = (
         coded_error(401, "INVALID_API_KEY", "The API key was toggled off"),
         error(402, "Insufficient credits", error="Payment Required"),
@@ -116,6 +116,9 @@ async def test_s3_credentials_and_credit_that_fail_for_a_while(
         if phase >= len(refusals):
             return None
         refused.append(write)
+        # The first wait until the worker has no request left to open before it learns of any.
+        since_first = time.monotonic() - began_seconds
+        await asyncio.sleep(crowd_seconds - since_first)
         return Reaction(answer=refusals[phase], reaches_api=False)
 
     ledger.honours_keys = False
@@ -125,7 +128,7 @@ async def test_s3_credentials_and_credit_that_fail_for_a_while(
     await group.produce(events)
     worker = group.start(
         items_max="20",
-        requests_in_flight_max=str(in_flight_max),
+        requests_in_flight_max="8",
         backoff_seconds_min="0.05",
         backoff_seconds_max="2",
     )
@@ -137,7 +140,9 @@ async def test_s3_credentials_and_credit_that_fail_for_a_while(
     assert worker.events("partition.halted") == []
     assert len(worker.events("pacspace.blocked")) == len(worker.events("pacspace.unblocked")) == 1
     assert {write.status for write in refused} == {401, 402, 403}
-    probes = refused[in_flight_max:]  # those before may have been under way when the first came
+    answered_seconds = refused[0].answered_seconds
+    assert answered_seconds is not None
+    probes = [write for write in refused if write.arrived_seconds > answered_seconds]
     for probe, following in pairwise(probes):
         assert probe.answered_seconds is not None
         assert following.arrived_seconds > probe.answered_seconds

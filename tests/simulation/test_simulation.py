@@ -27,7 +27,7 @@ from tests.simulation.runs import fingerprint, run, run_all
 from tests.simulation.world import World
 
 SEEDS = 2000  # some ten seconds; `make simulate` runs as many as you have time for
-PLANTED_SEEDS_MAX = 500
+PLANTED_SEEDS_MAX = 1000
 
 
 @pytest.mark.timeout(600)
