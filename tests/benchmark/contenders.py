@@ -56,6 +56,11 @@ VARIANTS = (WITHOUT_RECEIPTS, WITHOUT_INTENTS)
 """What single promises cost: the same worker that does not keep them."""
 
 
+def receipts_topic(group_id: str) -> str:
+    """The topic of one run's receipts."""
+    return f"{group_id}.receipts"
+
+
 def settings(
     contender: Contender, bootstrap_servers: str, topic: str, group_id: str, url: str
 ) -> Mapping[str, str]:
@@ -65,6 +70,8 @@ def settings(
             "INGESTER_KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
             "INGESTER_TOPIC": topic,
             "INGESTER_GROUP_ID": group_id,
+            # Receipts of another group would say that all of it was settled before.
+            "INGESTER_RECEIPTS_TOPIC": receipts_topic(group_id),
             "INGESTER_PACSPACE_URL": url,
             "PACSPACE_API_KEY": "pk_test_benchmark.secret",
             "INGESTER_HTTP_LISTEN": "off",  # its default port may be taken on this machine

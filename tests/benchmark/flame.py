@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import uuid
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,7 @@ import uvloop
 
 from ingester.errors import IngesterError
 from ingester.local_kafka import Keeper, local_kafka
-from tests.benchmark.contenders import INGESTER, settings
+from tests.benchmark.contenders import INGESTER, receipts_topic, settings
 from tests.benchmark.loading import LoadedTopic, load_topic
 from tests.benchmark.measure import (
     Endpoint,
@@ -67,25 +66,25 @@ async def _profile(
             await _record(servers, keeper, topic, endpoint, file)
             check_totals("ingester", await endpoint.totals(), workload.events, topic.bits)
     finally:
-        await delete_topics(servers, [topic.name, f"{topic.name}.dead-letters"])
+        names = (topic.name, f"{topic.name}.dead-letters", receipts_topic(topic.name))
+        await delete_topics(servers, names)
 
 
 async def _record(
     servers: str, keeper: Keeper, topic: LoadedTopic, endpoint: Endpoint, file: Path
 ) -> None:
     """Run the worker below the profiler, which writes its file when the worker ends."""
-    group_id = f"benchmark-profile-{uuid.uuid4().hex[:8]}"
     log = keeper.folder / "profile.log"
     options = ("--rate", str(_SAMPLES_PER_SECOND), "--output", str(file))
     profiler = keeper.start(
         (str(_PROFILER), "record", *options, "--", *INGESTER.command),
         log=log,
-        env=settings(INGESTER, servers, topic.name, group_id, endpoint.url),
+        env=settings(INGESTER, servers, topic.name, topic.name, endpoint.url),
         cwd=keeper.folder,
     )
     try:
         async with admin(servers) as kafka:
-            await wait_for_commits(kafka, group_id, topic, profiler, log)
+            await wait_for_commits(kafka, topic.name, topic, profiler, log)
         for worker in psutil.Process(profiler.pid).children():
             worker.terminate()
         await asyncio.to_thread(profiler.wait, 30)

@@ -25,11 +25,11 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, NotCoordinatorFor
 
 from ingester.local_kafka import Keeper
 from tests.benchmark import blast
-from tests.benchmark.contenders import Contender, settings
+from tests.benchmark.contenders import Contender, receipts_topic, settings
 from tests.benchmark.endpoint import TOTALS_PATH, Totals
 from tests.benchmark.loading import LoadedTopic
 from tests.benchmark.workload import Workload
-from tests.support.kafka import admin
+from tests.support.kafka import admin, delete_topics
 from tests.support.waiting import eventually_async
 
 STALL_SECONDS_MAX = 60.0
@@ -199,6 +199,7 @@ async def measure_run(
         finally:
             process.kill()
             process.wait()
+            await delete_topics(bootstrap_servers, [receipts_topic(group_id)])
         totals = await endpoint.totals()
     check_totals(contender.name, totals, topic.workload.events, topic.bits)
     return Run(
