@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ingester.core.batch import Batch, BatchBuilder, BatchLimits
 from ingester.core.event import event_decoder
@@ -22,7 +22,7 @@ from ingester.kafka import beginning_offsets, end_offsets
 from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.kafka_range import RangeReader
 from ingester.receipts import Receipts
-from ingester.settings import EventSettings, LedgerSettings
+from ingester.settings import EventSettings, KafkaSettings, LedgerSettings
 
 
 class DoubtSettings(LedgerSettings, EventSettings):
@@ -43,6 +43,8 @@ class Standing:
     """Those about what is above the committed offset, oldest first."""
     owner: str | None
     """The host of the worker that has the partition, if one has."""
+    unreadable_records: Range | None = None
+    """What nobody can read of the log, where it is the next to be settled; see `looked_into`."""
 
     @property
     def unreadable(self) -> str | None:
@@ -154,6 +156,21 @@ async def standings(
         for name, start in starts.items()
         if name in stored or start.halt_reason
     ]
+
+
+async def looked_into(settings: KafkaSettings, standing: Standing) -> Standing:
+    """Read on where it goes on, if nothing else holds the partition up, to see if that is possible.
+
+    UnavailableError when the log cannot be read now.
+    """
+    if standing.unreadable or standing.gap or standing.in_doubt:
+        return standing
+    reader = RangeReader(settings)
+    try:
+        found = await reader.unreadable(standing.name, standing.start.offset)
+    finally:
+        await reader.stop()
+    return replace(standing, unreadable_records=found)
 
 
 async def _partition_counts(

@@ -185,7 +185,7 @@ class UsageConsumer:
         except kafka_errors.OffsetOutOfRangeError as error:
             return Fetched({}, [_position_lost(*each) for each in error.args[0].items()])
         except UnreadableRecordError as error:
-            return Fetched({}, [ReadFailed(error.partition, str(error))])
+            return Fetched({}, [_unreadable(error)])
         except kafka_errors.KafkaError as error:
             raise translate(error, "Kafka") from error
         return Fetched({TopicPartition(*name): records for name, (records,) in fetched.items()})
@@ -269,6 +269,14 @@ class UsageConsumer:
         # pause and resume of the client insist on its own class of partition.
         mine = set(partitions)
         return [each for each in self._consumer.assignment() if each in mine]
+
+
+def _unreadable(error: UnreadableRecordError) -> ReadFailed:
+    return ReadFailed(
+        error.partition,
+        f"{error}. To go on without it, and without what follows it in its record batch:"
+        f" ingester resolve {error.partition}:{error.offset} --as skipped --reason ...",
+    )
 
 
 def _position_lost(name: tuple[str, int], offset: int) -> ReadFailed:

@@ -1,25 +1,29 @@
 """Reads a range of a partition once more, beside the consumer that has passed it.
 
 For batches that PacSpace refuses, whose records nobody kept: keeping all for the sake of a few
-would take several times the memory.
+would take several times the memory. And for a look at what that consumer cannot read.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Final, cast
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
 
 import aiokafka
 from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka_errors
 
+from ingester.core.intent import Range
 from ingester.core.record import Record, TopicPartition
 from ingester.errors import UnavailableError
 from ingester.kafka import POLL_SECONDS, closed, group_less_consumer, translate
+from ingester.kafka_reading import UnreadableRecordError, read_in_lists
 from ingester.settings import KafkaSettings
 
 _READ_SECONDS_MAX: Final = 30.0
+_READ_RECORDS_MAX: Final = 500
 
 
 class RangeReader:
@@ -35,27 +39,32 @@ class RangeReader:
     ) -> Sequence[Record]:
         """Return what the log has of `[first_offset, next_offset)`; UnavailableError to try again.
 
-        Fewer records than were there once mean that the log has lost some.
+        Fewer records than were there once mean that the log has lost some, or that they cannot be
+        read any more; those before them are returned.
         """
-        async with self._lock:
+        found: list[Record] = []
+        async with self._reading(partition, first_offset) as (consumer, name):
             try:
-                async with asyncio.timeout(_READ_SECONDS_MAX):
-                    return await self._read(partition, first_offset, next_offset)
-            except TimeoutError as error:
-                await self.stop()
-                raise UnavailableError(
-                    f"{partition}[{first_offset},{next_offset}) could not be read again within"
-                    f" {_READ_SECONDS_MAX:g} s."
-                ) from error
-            except UnicodeDecodeError as error:
-                await self.stop()
-                raise UnavailableError(
-                    f"{partition}[{first_offset},{next_offset}) cannot be read again: near it is a"
-                    f" record that the client cannot read ({error})."
-                ) from error
-            except kafka_errors.KafkaError as error:
-                await self.stop()
-                raise translate(error, "Kafka") from error
+                while await consumer.position(name) < next_offset:
+                    found += await _next(consumer, name)
+            except UnreadableRecordError:
+                pass
+        return [record for record in found if record.offset < next_offset]
+
+    async def unreadable(self, partition: TopicPartition, first_offset: int) -> Range | None:
+        """Return what has to be passed if no record from an offset on is read before one cannot be.
+
+        UnavailableError to try again.
+        """
+        async with self._reading(partition, first_offset) as (consumer, name):
+            ends = await consumer.end_offsets([name])
+            try:
+                while await consumer.position(name) < ends[name]:
+                    if await _next(consumer, name):
+                        return None
+            except UnreadableRecordError as error:
+                return first_offset, min(error.next_offset, ends[name])
+        return None
 
     async def stop(self) -> None:
         """Disconnect; the next read connects again."""
@@ -63,18 +72,37 @@ class RangeReader:
         if consumer is not None:
             await closed(consumer.stop())
 
-    async def _read(
-        self, partition: TopicPartition, first_offset: int, next_offset: int
-    ) -> Sequence[Record]:
-        if self._consumer is None:
-            consumer = group_less_consumer(self._settings)
-            self._consumer = consumer
-            await consumer.start()
-        name = aiokafka.TopicPartition(*partition)
-        self._consumer.assign([name])
-        self._consumer.seek(name, first_offset)
-        found: list[Record] = []
-        while await self._consumer.position(name) < next_offset:
-            fetched = await self._consumer.getmany(name, timeout_ms=int(POLL_SECONDS * 1000))
-            found += cast("Sequence[Record]", fetched.get(name, ()))
-        return [record for record in found if record.offset < next_offset]
+    @asynccontextmanager
+    async def _reading(
+        self, partition: TopicPartition, first_offset: int
+    ) -> AsyncIterator[tuple[AIOKafkaConsumer, aiokafka.TopicPartition]]:
+        """Stand at an offset, alone and for a bounded time; UnavailableError to try again."""
+        async with self._lock:
+            try:
+                async with asyncio.timeout(_READ_SECONDS_MAX):
+                    consumer = self._consumer or await self._connect()
+                    name = aiokafka.TopicPartition(*partition)
+                    consumer.assign([name])
+                    consumer.seek(name, first_offset)
+                    yield consumer, name
+            except TimeoutError as error:
+                await self.stop()
+                raise UnavailableError(
+                    f"{partition} could not be read again from offset {first_offset} on within"
+                    f" {_READ_SECONDS_MAX:g} s."
+                ) from error
+            except kafka_errors.KafkaError as error:
+                await self.stop()
+                raise translate(error, "Kafka") from error
+
+    async def _connect(self) -> AIOKafkaConsumer:
+        self._consumer = consumer = group_less_consumer(self._settings)
+        await consumer.start()
+        read_in_lists(consumer, _READ_RECORDS_MAX)
+        return consumer
+
+
+async def _next(consumer: AIOKafkaConsumer, name: aiokafka.TopicPartition) -> Sequence[Record]:
+    """Return the next records, none after a while; UnreadableRecordError when they cannot be."""
+    fetched: Any = await consumer.getmany(name, timeout_ms=int(POLL_SECONDS * 1000), max_records=1)
+    return [record for records in fetched.get(name, ()) for record in records]

@@ -21,11 +21,18 @@ _UNREADABLE: Final = (UnicodeDecodeError, KafkaError)
 
 
 class UnreadableRecordError(Exception):
-    """The client cannot read the records of a partition from an offset on."""
+    """The client cannot read the records of a partition from an offset on.
 
-    def __init__(self, partition: TopicPartition, offset: int, cause: Exception) -> None:
+    From `next_offset` on it may again: record batches are read as a whole.
+    """
+
+    def __init__(
+        self, partition: TopicPartition, offset: int, next_offset: int, cause: Exception
+    ) -> None:
         super().__init__(f"the record at or after offset {offset} cannot be read: {cause}")
         self.partition = partition
+        self.offset = offset
+        self.next_offset = next_offset
 
 
 def read_in_lists(consumer: AIOKafkaConsumer, records_max: int) -> None:
@@ -77,7 +84,8 @@ class _RecordLists:
 
 def _lists(unread: Any, records_max: int) -> Iterator[list[Record]]:
     """Yield lists of `records_max` records, the last one shorter, and move the position along."""
-    records = chain.from_iterable(_batches(unread))
+    batches = _Batches(unread)
+    records = chain.from_iterable(batches)
     failure: Exception | None = None
     while failure is None:
         taken: list[Record] = []
@@ -93,23 +101,32 @@ def _lists(unread: Any, records_max: int) -> Iterator[list[Record]]:
     raise UnreadableRecordError(
         TopicPartition(*unread._tp),  # noqa: SLF001 -- as said
         unread.next_fetch_offset,
+        max(unread.next_fetch_offset + 1, batches.next_offset),
         failure,
     ) from failure
 
 
-def _batches(unread: Any) -> Iterator[Iterator[Record]]:
-    """Yield the records of each batch; past its end, whatever it held, the position follows."""
-    fetch_offset = unread.next_fetch_offset
-    fetched = unread._records  # noqa: SLF001 -- as said
-    while fetched.has_next():
-        batch = fetched.next_batch()
-        if _holds_records(unread, batch):
-            # A batch can be asked for its iterator once, and `islice` asks each time.
-            records: Iterator[Record] = iter(iter(batch).__next__, None)
-            if unread.next_fetch_offset == fetch_offset:  # a fetch begins with a whole batch
-                records = (record for record in records if record.offset >= fetch_offset)
-            yield records
-        unread.next_fetch_offset = batch.next_offset
+class _Batches:
+    """The records of each batch; past its end, whatever it held, the position follows."""
+
+    def __init__(self, unread: Any) -> None:
+        self._unread = unread
+        self.next_offset = 0  # behind the batch that was looked into last
+
+    def __iter__(self) -> Iterator[Iterator[Record]]:
+        unread = self._unread
+        fetch_offset = unread.next_fetch_offset
+        fetched = unread._records  # noqa: SLF001 -- as said
+        while fetched.has_next():
+            batch = fetched.next_batch()
+            self.next_offset = batch.next_offset
+            if _holds_records(unread, batch):
+                # A batch can be asked for its iterator once, and `islice` asks each time.
+                records: Iterator[Record] = iter(iter(batch).__next__, None)
+                if unread.next_fetch_offset == fetch_offset:  # a fetch begins with a whole batch
+                    records = (record for record in records if record.offset >= fetch_offset)
+                yield records
+            unread.next_fetch_offset = batch.next_offset
 
 
 def _holds_records(unread: Any, batch: Any) -> bool:

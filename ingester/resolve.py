@@ -35,7 +35,7 @@ from ingester.doubt_report import (
     shown,
     table,
 )
-from ingester.doubts import DoubtSettings, Standing, formed, standings
+from ingester.doubts import DoubtSettings, Standing, formed, looked_into, standings
 from ingester.errors import ConfigurationError, RefusedError, UsageError
 from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.receipts import Receipts
@@ -205,6 +205,8 @@ async def _decide(
     (standing,) = await _standings(settings, asked)
     offset = asked.offset
     assert offset is not None, "looked at before"
+    if decision == "skipped":
+        standing = await looked_into(settings, standing)
     range_, summary = decide(standing, offset, decision)
     if decision == "skipped" and range_ in await formed(settings, standing):
         raise UsageError(
@@ -274,7 +276,12 @@ def decide(standing: Standing, offset: int, decision: Decision) -> tuple[Range, 
 
 
 def _skip(standing: Standing, offset: int) -> tuple[Range, str]:
-    gap = standing.gap
+    gap, unreadable = standing.gap, standing.unreadable_records
+    if unreadable is not None and unreadable[0] <= offset < unreadable[1]:
+        return unreadable, (
+            f"{standing.name}{shown(unreadable)} is passed without being settled: its records"
+            " cannot be read, and PacSpace has counted none of them."
+        )
     intent = next(iter(standing.doubts_at(offset)), None)
     if gap is None and intent is not None:
         return intent.range, (

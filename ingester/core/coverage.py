@@ -45,6 +45,11 @@ class Coverage:
     def __bool__(self) -> bool:
         return bool(self._proofs)
 
+    @property
+    def is_undecided(self) -> bool:
+        """Whether a proof is read in part, and it is not known yet whose records it means."""
+        return self._first is not None
+
     def sift(self, records: Sequence[Record]) -> list[Sequence[Record]]:
         """Return the records that nothing covers, in runs: behind each but the last is a proof."""
         runs: list[Sequence[Record]] = []

@@ -196,7 +196,7 @@ class Pipeline:
             case PositionsReached():
                 self._positions_reached(fact)
             case ReadFailed():
-                self._halt(fact.partition, fact.reason, commands)
+                self._read_failed(fact, now, commands)
             case PartitionsAssigned():
                 self._assigned(fact, now, commands)
             case PartitionReopened():
@@ -340,8 +340,21 @@ class Pipeline:
             part = self._partitions.get(name)
             if part is None or part.halt_reason or name in self._open:
                 continue
+            if part.coverage.is_undecided:
+                continue
             if part.offsets.pass_to(position):
                 self._committer.changed(part)
+
+    def _read_failed(self, fact: ReadFailed, now: float, commands: list[Command]) -> None:
+        """Halt behind what was read: that is settled, and the committed offset says where it is."""
+        name = fact.partition
+        part = self._partitions.get(name)
+        if part is None or part.halt_reason:
+            return
+        if name in self._open:
+            self._cut(name, now, commands)
+        self._halt(name, fact.reason, commands, ends=False)
+        self._committer.changed(part)  # be it still where it begins: a decision needs a place
 
     def _attempt_ended(self, fact: AttemptEnded, now: float, commands: list[Command]) -> None:
         delivery = self._deliveries.of(fact.batch)
@@ -404,8 +417,8 @@ class Pipeline:
         if self._refusals.read(delivery, fact.records):
             return
         reason = (
-            f"{fact.batch} was refused, and the log does not hold all of its records any more, so"
-            " that the one at fault cannot be found"
+            f"{fact.batch} was refused, and the log does not hold all of its records any more, or"
+            " they cannot be read, so that the one at fault cannot be found"
         )
         self._halt(fact.batch.partition, reason, commands)
 
@@ -476,7 +489,7 @@ class Pipeline:
 
     def _tick(self, now: float, commands: list[Command]) -> None:
         while self._open and next(iter(self._open.values())) <= now:
-            self._cut_oldest(now, commands)
+            self._cut(next(iter(self._open)), now, commands)
         while self._rewrites and self._rewrites[0][0] <= now:
             delivery = heapq.heappop(self._rewrites)[2]
             if delivery in self._deliveries:
@@ -486,10 +499,10 @@ class Pipeline:
 
     def _cut_all(self, now: float, commands: list[Command]) -> None:
         while self._open:
-            self._cut_oldest(now, commands)
+            self._cut(next(iter(self._open)), now, commands)
 
-    def _cut_oldest(self, now: float, commands: list[Command]) -> None:
-        name, _ = self._open.popitem(last=False)
+    def _cut(self, name: TopicPartition, now: float, commands: list[Command]) -> None:
+        del self._open[name]
         part = self._partitions[name]
         self._open_bytes -= part.builder.buffered_bytes
         self._take(part, [part.builder.cut()], now, commands)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.record.util import calc_crc32c
 
 from ingester.kafka_reading import UnreadableRecordError, read_in_lists
 from ingester.local_kafka import LocalKafka
 from tests.conftest import TopicFactory
 from tests.support.kafka import end_offsets
+from tests.support.unreadable import produce_unreadable
 from tests.support.waiting import eventually_async
 
 COMPACTED_SECONDS_MAX = 120.0  # a broker's cleaner looks every 15 seconds, unless it is told else
 Content = tuple[int, int, bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]
-_CHECKSUM, _CHECKED = 17, 21  # where they are in a record batch
 
 
 def content(record: Any) -> Content:
@@ -182,15 +180,8 @@ async def test_what_precedes_an_unreadable_record_is_read_first(
     name = await topic()
     async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers) as producer:
         await write(producer, name, range(5))
-        batch = producer.create_batch()
-        for number in range(5, 10):
-            headers = [("n?me", b"")] if number == 8 else []
-            batch.append(timestamp=None, key=None, value=b"%d" % number, headers=headers)
-        written = batch._build()
-        at = written.index(b"n?me")
-        written[at : at + 4] = b"n\xffme"
-        struct.pack_into(">I", written, _CHECKSUM, calc_crc32c(bytes(written[_CHECKED:])))
-        await (await producer.send_batch(batch, name, partition=0))
+    values = [b"%d" % number for number in range(5, 10)]
+    await produce_unreadable(kafka.bootstrap_servers, name, values, 3)
 
     async with consumer_of(kafka, name, 0) as consumer:
         read_in_lists(consumer, 500)
@@ -205,5 +196,6 @@ async def test_what_precedes_an_unreadable_record_is_read_first(
 
     assert list(range(8)) == offsets
     assert (name, 0) == failures[0].partition
+    assert (8, 10) == (failures[0].offset, failures[0].next_offset)
     assert "the record at or after offset 8 cannot be read" in str(failures[0])
     assert str(failures[0]) == str(failures[1])

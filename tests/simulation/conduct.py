@@ -14,7 +14,7 @@ from ingester.core.delivery import Acknowledged, Blocked, InDoubt, Outcome, Refu
 from ingester.core.intent import Ledger, decode
 from ingester.core.messages import Commit, Limits, Start
 from ingester.core.record import TopicPartition
-from tests.simulation.oracle import promise, range_of
+from tests.simulation.oracle import READ_FAILED, promise, range_of
 
 
 @dataclass(slots=True)
@@ -29,7 +29,8 @@ class _Assigned:
     owners: dict[int, Batch] = field(default_factory=dict)
     halted: bool = False
     ended: bool = False
-    """Halted, and not by the dead-letter limit: then nothing is begun any more."""
+    """Halted, and neither by the dead-letter limit nor by what is read next: then nothing is begun
+    any more."""
     expired: bool = False
     """Halted because keys may be forgotten: then not even what is in doubt is tried again."""
 
@@ -273,7 +274,9 @@ class Conduct:
         promise(name in self.paused, "halted without a pause")
         promise(not self._assigned[name].halted, "halted twice")
         self._assigned[name].halted = True
-        self._assigned[name].ended = "INGESTER_DEAD_LETTERS_MAX" not in reason
+        self._assigned[name].ended = not reason.startswith(READ_FAILED) and (
+            "INGESTER_DEAD_LETTERS_MAX" not in reason
+        )
         self._assigned[name].expired = "INGESTER_IDEMPOTENCY_WINDOW_SECONDS" in reason
 
     def halted(self, name: TopicPartition) -> bool:

@@ -21,6 +21,8 @@ from ingester.core.record import TopicPartition
 from tests.simulation.plan import Plan
 from tests.support.records import Entry, Logs
 
+READ_FAILED = "cannot be read: offset"  # so begins the reason of what a shell cannot read
+
 
 class BrokenPromiseError(AssertionError):
     """A promise that was not kept; the message says which."""
@@ -50,12 +52,15 @@ class _Book:
     receipt_keys: dict[Range, str] = field(default_factory=dict)
     recorded: dict[Range, int] = field(default_factory=dict)  # the generation that stored it last
     receipt_offsets: dict[Range, int] = field(default_factory=dict)  # of the first of each
+    has_commit: bool = False
     open: Counter[Range] = field(default_factory=Counter)
     # Attempts, but for those whose sender was told that they were not applied.
     vanished: set[int] = field(default_factory=set)
     forgotten: set[int] = field(default_factory=set)
     # Records that were sent and have no receipt, of which the group has lost all trace.
     unjudged: bool = False  # since it has lost it, if receipts show that there was something
+    unreadable: set[int] = field(default_factory=set)
+    skipped: set[int] = field(default_factory=set)
 
     def within(self, first_offset: int, next_offset: int) -> Sequence[Entry]:
         start = bisect_left(self.offsets, first_offset)
@@ -198,9 +203,10 @@ class Oracle:
         """Check what the coordinator has stored."""
         for name, commit in offsets.items():
             book = self._books[name]
+            book.has_commit = True
             promise(commit.next_offset >= book.committed, f"order: {name} is committed back")
             for entry in book.within(book.committed, commit.next_offset):
-                if entry.record.offset not in book.vanished:
+                if entry.record.offset not in book.vanished | book.skipped:
                     self._check_settled(name, book, entry)
             book.committed = commit.next_offset
             promise(book.committed <= book.end, f"order: {name} is committed beyond its end")
@@ -257,12 +263,30 @@ class Oracle:
             book.travelling.clear()
             book.open.clear()
             book.recorded.clear()
+            book.has_commit = False
             book.committed = book.offsets[0]
             book.unjudged = bool(book.receipts)
 
     def judged(self, name: TopicPartition) -> None:
         """Hear that somebody has decided about all that is in doubt."""
         self._books[name].unjudged = False
+
+    def unreadable(self, name: TopicPartition, offset: int) -> None:
+        """Hear that nobody will ever read a record."""
+        self._books[name].unreadable.add(offset)
+
+    def skipped(self, name: TopicPartition, offset: int) -> None:
+        """Hear that somebody passes it; only of what is committed can somebody decide."""
+        book = self._books[name]
+        promise(book.has_commit, f"liveness: {name} halts, and the group has committed nothing")
+        book.skipped.add(offset)
+
+    def stopped_where_it_is(self, name: TopicPartition, reason: str) -> None:
+        """Check that nothing readable waits before what stopped a partition without doubts."""
+        unreadable = reason.removeprefix(READ_FAILED).strip()
+        if unreadable.isdigit():
+            left = self._books[name].within(self._books[name].committed, int(unreadable))
+            promise(not left, f"liveness: {name} halts, and what precedes is unsettled: {reason}")
 
     def halted(self, name: TopicPartition, reason: str) -> None:
         """Check that a halt for a doubt has one."""
@@ -322,5 +346,6 @@ class Oracle:
             or ("INGESTER_DEAD_LETTERS_MAX" in reason and limits.dead_letters.count_max < 1000)
             or ("not by PacSpace itself" in reason and self._plan.answers.get("proxied"))
             or bool(book.vanished)
+            or (reason.startswith(READ_FAILED) and book.unreadable - book.skipped)
         )
         promise(excused, f"liveness: {name} stays halted: {reason}")

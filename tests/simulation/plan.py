@@ -65,6 +65,8 @@ class Plan:
     reads_failing: int
     vanishing: int
     """Records at the edge of an intended range that the log loses."""
+    unreadable: int
+    """Records that no client can read, until somebody passes them."""
     clock_jump_seconds: float
     offsets_lost: int
     """Times when all workers end, and the group forgets what they have committed."""
@@ -124,6 +126,7 @@ def make_plan(random: Random) -> Plan:
         drains=random.choice([0, 0, 1]),
         reads_failing=random.choice([0, 0, 0, 0, 1]),
         vanishing=random.choice([0] * 15 + [1]),
+        unreadable=random.choice([0] * 7 + [1]),
         clock_jump_seconds=(
             SKEW_SECONDS_MAX if keys == "forgotten" else random.choice([0.0, 0.0, 50.0, 200_000.0])
         ),

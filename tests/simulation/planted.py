@@ -307,6 +307,22 @@ def passes_what_came_after_the_drain(self, fact):
         _positions_reached(self, fact)
 
 
+_read_failed = Pipeline._read_failed
+
+
+@plant(Pipeline, "_read_failed")
+def gives_up_what_precedes_the_unreadable(self, fact, now, commands):
+    """It was so."""
+    self._halt(fact.partition, fact.reason, commands)
+
+
+@plant(Pipeline, "_read_failed")
+def halts_where_nobody_can_decide(self, fact, now, commands):
+    """It was so."""
+    with patch.object(self._committer, "changed", lambda _: None):
+        _read_failed(self, fact, now, commands)
+
+
 # -- doubts -------------------------------------------------------------------------------------
 
 

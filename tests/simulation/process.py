@@ -39,7 +39,7 @@ from ingester.core.record import TopicPartition
 from ingester.core.start import start_of
 from tests.simulation.conduct import Conduct
 from tests.simulation.errands import Errands
-from tests.simulation.oracle import promise
+from tests.simulation.oracle import READ_FAILED, promise
 from tests.simulation.plan import (
     DRAIN_SECONDS_MAX,
     SESSION_TIMEOUT_SECONDS,
@@ -261,8 +261,8 @@ class Process:
         self.after(0.05 + self.random.random() * 0.5, self._poll)
         if not self._assigned:
             return
-        if (self._revoking or self.leaving) and self.random.random() < 0.8:
-            return  # as a rule nobody polls any more
+        if (self._revoking or self.leaving) and self.random.random() < 0.3:
+            return  # a worker may poll on, or not
         records: dict[TopicPartition, Sequence[LogRecord]] = {}
         for name in self._positions:
             late = name in self.halts and self.random.random() < 0.1
@@ -272,8 +272,12 @@ class Process:
                     records[name] = found
         if records:
             self.feed(RecordsFetched(records))
-        if self._assigned:
+        if self._positions:
             self.feed(PositionsReached({name: self._reached(name) for name in self._positions}))
+        for name in list(self._positions):
+            offset = self.world.unreadable_at(name, self._positions.get(name, 0))
+            if offset is not None and name not in self.conduct.paused:
+                self.feed(ReadFailed(name, f"{READ_FAILED} {offset}"))
 
     def _reached(self, name: TopicPartition) -> int:
         position = self.world.position(name, self._positions[name], self.conduct.start(name))
@@ -282,7 +286,7 @@ class Process:
 
     def _read(self, name: TopicPartition, count: int) -> list[LogRecord]:
         position = self._positions[name]
-        end = min(position + count, self.world.log_end(name))
+        end = min(position + count, self.world.readable_end(name, position))
         if end <= position:
             return []
         self._positions[name] = end
@@ -298,7 +302,8 @@ class Process:
 
     def fail_to_read(self) -> None:
         if self._assigned and self._positions:
-            self.feed(ReadFailed(self.random.choice(list(self._positions)), "gone"))
+            name = self.random.choice(list(self._positions))
+            self.feed(ReadFailed(name, f"{READ_FAILED} unknown"))
 
     # -- facts in, commands out ---------------------------------------------------------------
 
@@ -310,8 +315,10 @@ class Process:
             self._leave()
 
     def _fact(self, fact: Fact) -> None:
-        self.world.note(self, fact)
-        for command in self.pipeline.handle(fact, self.world.now):
+        commands = self.pipeline.handle(fact, self.world.now)
+        if commands or not isinstance(fact, PositionsReached):  # which are many
+            self.world.note(self, fact)
+        for command in commands:
             self.world.note(self, command)
             self._carry_out(command)
         self._watch()

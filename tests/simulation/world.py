@@ -19,7 +19,7 @@ from ingester.core.receipt import Decision, Note, Resolution, decode_note, encod
 from ingester.core.record import TopicPartition
 from tests.simulation.endpoint import Endpoint
 from tests.simulation.group import Group
-from tests.simulation.oracle import Oracle, promise
+from tests.simulation.oracle import READ_FAILED, Oracle, promise
 from tests.simulation.plan import Plan, make_plan
 from tests.simulation.process import Process
 from tests.simulation.trace import Step
@@ -65,6 +65,12 @@ class World:
         self.endpoint = Endpoint(random, self.plan, self.oracle, lambda: self.now, self.later)
         self._items = [each.item for log in self.logs.values() for each in log if each.item]
         self._draw_mind()
+        self._unreadable: set[tuple[TopicPartition, int]] = set()
+        for _ in range(self.plan.unreadable):
+            name = random.choice(list(self.logs))
+            offset = random.choice(self._offsets[name])
+            self._unreadable.add((name, offset))
+            self.oracle.unreadable(name, offset)
         self.processes: list[Process] = []
         for _ in range(self.plan.workers):
             self.later(random.random() * 3, self._start)
@@ -239,7 +245,7 @@ class World:
 
     def _decide(self) -> None:
         """Somebody looks into what is halted, and decides; not all workers hear of it at once."""
-        for name in self._halts():
+        for name, reason in self._halts().items():
             if name in {each for each, _ in self.vanished}:
                 continue
             self.oracle.judged(name)
@@ -249,7 +255,12 @@ class World:
             for intent in doubts:
                 decision = self.oracle.truth(name, intent.range)
                 self._note_decision(name, intent.range, decision, intent.intended_at)
-            if not doubts:
+            unreadable = self.unreadable_at(name, self.index_of(name, commit.next_offset))
+            if not doubts and unreadable is not None and reason.startswith(READ_FAILED):
+                self.oracle.skipped(name, unreadable)
+                self._note_decision(name, (commit.next_offset, unreadable + 1), "skipped", None)
+            elif not doubts:
+                self.oracle.stopped_where_it_is(name, reason)
                 again = (commit.next_offset, commit.next_offset + 1)
                 self._note_decision(name, again, "resend", None)
             for process in self._staying():
@@ -302,6 +313,19 @@ class World:
     def log_end(self, name: TopicPartition) -> int:
         """How many records there are by now."""
         return bisect_left(self._produced[name], self.now - self._started)
+
+    def readable_end(self, name: TopicPartition, index: int) -> int:
+        """Up to where, from an index on, there are records that can be read now."""
+        end = self.log_end(name)
+        offsets = self._offsets[name]
+        return next(
+            (at for at in range(index, end) if (name, offsets[at]) in self._unreadable), end
+        )
+
+    def unreadable_at(self, name: TopicPartition, index: int) -> int | None:
+        """The offset of the record at an index, if it is there and cannot be read."""
+        at = self.readable_end(name, index)
+        return self._offsets[name][index] if index == at < self.log_end(name) else None
 
     def position(self, name: TopicPartition, index: int, start: int) -> int:
         """Where a consumer stands that has read what is below an index: behind it are markers.

@@ -38,6 +38,9 @@ def test_a_wrong_checksum_is_found_before_a_record_is_read() -> None:
     )
 
     assert [0, 1, 2] == [record.offset for record in next(lists)]
-    with pytest.raises(UnreadableRecordError, match=r"after offset 3 cannot be read: .*checksum"):
+    with pytest.raises(
+        UnreadableRecordError, match=r"after offset 3 cannot be read: .*checksum"
+    ) as raised:
         next(lists)
+    assert (3, 5) == (raised.value.offset, raised.value.next_offset)
     assert 3 == lists.next_fetch_offset

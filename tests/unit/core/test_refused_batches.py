@@ -24,7 +24,6 @@ from ingester.core.messages import (
     PartitionReopened,
     PausePartitions,
     RangeRead,
-    ReadFailed,
     ReadRange,
     ResumePartitions,
     RevocationStarted,
@@ -617,23 +616,23 @@ def test_a_drain_that_takes_too_long_leaves_what_is_refused() -> None:
 def test_a_halt_gives_up_what_is_refused(step: str) -> None:
     """What comes of it later is nobody's; nothing of it is in doubt."""
     scenario = Scenario(limits=EIGHT)
-    (batch,) = scenario.sent(LOG[:8])
+    doubtful, batch = scenario.sent(LOG[:16])
     scenario.answer(batch, REFUSED)
     halves: list[Batch] = []
     if step == "read":
-        scenario.raw(RangeRead(batch, LOG[:8]))
+        scenario.raw(RangeRead(batch, LOG[8:16]))
         scenario.commit_failed()
     elif step == "halves in flight":
         scenario.now += 0.01
         halves = batches_sent(scenario.read(batch, LOG))
-    assert len(halts(scenario.fact(ReadFailed(P0, "offset 8 cannot be decoded")))) == 1
+    assert len(halts(scenario.answer(doubtful, CONFLICT))) == 1
     for each in halves:
         assert scenario.answer(each, REFUSED) == []
     assert scenario.read(batch, LOG) == []
 
     scenario.rest()
     assert scenario.pipeline.drained
-    assert scenario.committed[P0] == (0, ledger_of())
+    assert scenario.committed[P0] == (0, ledger_of((0, 8)))
 
 
 def test_with_halt_a_half_in_doubt_halts() -> None:
