@@ -172,7 +172,7 @@ async def test_a_static_member_keeps_its_share_over_a_restart(
 ) -> None:
     """With INGESTER_GROUP_INSTANCE_ID a worker is back at once, and its partitions never moved."""
     group = group_of(await topic(PARTITIONS))
-    settings = {"session_timeout_seconds": "60"}
+    settings = {"session_timeout_seconds": "20"}  # a member asks for news thrice in that time
     other = group.start(group_instance_id="other", **settings)
     worker = group.start(group_instance_id="restarted", **settings)
     await share([worker, other], group.topics[0])

@@ -93,20 +93,29 @@ async def play(scenario: Scenario, cluster: JvmCluster, ingesters: Ingesters) ->
 # -- scenarios ------------------------------------------------------------------------------------
 
 
+async def _other_leader(stage: Stage, topic: str) -> int:
+    """A leader of the topic's partitions that is not the group's coordinator."""
+    coordinator = await stage.brokers.coordinator(stage.group.name)
+    leaders = await stage.brokers.leaders(topic)
+    return next(each for each in leaders if each != coordinator)
+
+
+async def _return(stage: Stage, *brokers: int) -> None:
+    stage.mark("its return" if len(brokers) == 1 else "their return")
+    await stage.start(*brokers)
+    await stage.goes_on()
+
+
 async def _dies_and_returns(stage: Stage, broker: int, what: str) -> None:
     stage.mark(f"SIGKILL of {what}")
     stage.kill(broker)
     await stage.goes_on()
-    stage.mark("its return")
-    await stage.start(broker)
-    await stage.goes_on()
+    await _return(stage, broker)
 
 
 async def leader_killed(stage: Stage) -> None:
     """The leader of usage partitions, which is not the coordinator, dies and returns."""
-    coordinator = await stage.brokers.coordinator(stage.group.name)
-    leaders = await stage.brokers.leaders(stage.topic)
-    broker = next(each for each in leaders if each != coordinator)
+    broker = await _other_leader(stage, stage.topic)
     await _dies_and_returns(stage, broker, "a leader of usage partitions")
 
 
@@ -119,9 +128,7 @@ async def coordinator_killed(stage: Stage) -> None:
 
 async def receipts_leader_killed(stage: Stage) -> None:
     """The leader of receipts partitions, which is not the coordinator, dies and returns."""
-    coordinator = await stage.brokers.coordinator(stage.group.name)
-    leaders = await stage.brokers.leaders(f"{stage.topic}.receipts")
-    broker = next(each for each in leaders if each != coordinator)
+    broker = await _other_leader(stage, stage.receipts_topic)
     await _dies_and_returns(stage, broker, "a leader of receipts partitions")
 
 
@@ -142,20 +149,37 @@ async def rolled_in_order(stage: Stage) -> None:
         stage.mark(f"SIGTERM of broker {broker}")
         await stage.terminate(broker)
         await stage.goes_on()
-        stage.mark("its return")
-        await stage.start(broker)
-        await stage.goes_on()
+        await _return(stage, broker)
+
+
+async def _are_gone(stage: Stage, *brokers: int) -> None:
+    for broker in brokers:
+        stage.kill(broker)
+    await asyncio.sleep(_LONGER_THAN_A_WRITE_SECONDS)
+    await _return(stage, *brokers)
 
 
 async def all_killed(stage: Stage) -> None:
     """All brokers die at once, and return after longer than the client tries to write."""
     stage.mark("SIGKILL of all brokers")
-    for broker in range(BROKERS):
-        stage.kill(broker)
+    await _are_gone(stage, *range(BROKERS))
+
+
+async def majority_killed(stage: Stage) -> None:
+    """Two of three brokers are gone for longer than the client tries to write."""
+    stage.mark("SIGKILL of two brokers")
+    await _are_gone(stage, 0, 1)
+
+
+async def receipts_offline(stage: Stage) -> None:
+    """The only replica of receipts partitions is gone for longer than the client tries to write."""
+    broker = await _other_leader(stage, stage.receipts_topic)
+    leaders = await stage.brokers.leaders(stage.receipts_topic)
+    stage.mark("SIGKILL of the only replica of receipts partitions")
+    stage.kill(broker)
+    await stage.goes_on(at_least=PARTITIONS - leaders.count(broker))
     await asyncio.sleep(_LONGER_THAN_A_WRITE_SECONDS)
-    stage.mark("their return")
-    await stage.start(*range(BROKERS))
-    await stage.goes_on()
+    await _return(stage, broker)
 
 
 async def worker_killed_in_outage(stage: Stage) -> None:
@@ -195,9 +219,7 @@ async def _dies_when_asked(stage: Stage, api: Api, what: str) -> None:
     stage.start_worker(proxied=True)
     await eventually_async(has_been_asked, PROGRESS_SECONDS_MAX)
     await stage.goes_on()
-    stage.mark("its return")
-    await stage.start(*killed)
-    await stage.goes_on()
+    await _return(stage, *killed)
     await stage.shared()
 
 
@@ -211,29 +233,11 @@ async def leader_killed_in_look_up(stage: Stage) -> None:
     await _dies_when_asked(stage, Api.LIST_OFFSETS, "a leader of receipts partitions")
 
 
-async def receipts_offline(stage: Stage) -> None:
-    """The only replica of receipts partitions is gone for longer than the client tries to write."""
-    coordinator = await stage.brokers.coordinator(stage.group.name)
-    leaders = await stage.brokers.leaders(f"{stage.topic}.receipts")
-    broker = next(each for each in leaders if each != coordinator)
-    stage.mark("SIGKILL of the only replica of receipts partitions")
-    stage.kill(broker)
-    await stage.goes_on(at_least=PARTITIONS - leaders.count(broker))
-    await asyncio.sleep(_LONGER_THAN_A_WRITE_SECONDS)
-    stage.mark("its return")
-    await stage.start(broker)
+async def _heal(stage: Stage) -> None:
+    stage.mark("the end of it")
+    await stage.proxy.heal()
     await stage.goes_on()
-
-
-async def majority_killed(stage: Stage) -> None:
-    """Two of three brokers are gone for longer than the client tries to write."""
-    stage.mark("SIGKILL of two brokers")
-    for broker in (0, 1):
-        stage.kill(broker)
-    await asyncio.sleep(_LONGER_THAN_A_WRITE_SECONDS)
-    stage.mark("their return")
-    await stage.start(0, 1)
-    await stage.goes_on()
+    await stage.shared()
 
 
 async def worker_stalled(stage: Stage) -> None:
@@ -242,10 +246,7 @@ async def worker_stalled(stage: Stage) -> None:
     stage.proxy.stall()
     await asyncio.sleep(_LONGER_THAN_A_SESSION_SECONDS)
     await stage.goes_on()
-    stage.mark("the end of it")
-    await stage.proxy.heal()
-    await stage.goes_on()
-    await stage.shared()
+    await _heal(stage)
 
 
 async def worker_cut_off(stage: Stage) -> None:
@@ -254,10 +255,7 @@ async def worker_cut_off(stage: Stage) -> None:
     stage.proxy.cut()
     await asyncio.sleep(_LONGER_THAN_A_SESSION_SECONDS)
     await stage.goes_on()
-    stage.mark("the end of it")
-    await stage.proxy.heal()
-    await stage.goes_on()
-    await stage.shared()
+    await _heal(stage)
 
 
 async def answers_held(stage: Stage) -> None:
@@ -265,33 +263,25 @@ async def answers_held(stage: Stage) -> None:
     stage.mark("the brokers' answers held")
     stage.proxy.stall(Direction.TO_CLIENT)
     await asyncio.sleep(_LONGER_THAN_A_SESSION_SECONDS)
-    stage.mark("their arrival")
-    await stage.proxy.heal()
-    await stage.goes_on()
-    await stage.shared()
+    await _heal(stage)
 
 
-async def _cut_off_from_workers(stage: Stage, broker: int, what: str) -> None:
+async def _is_stalled(stage: Stage, broker: int, what: str) -> None:
     stage.mark(f"silence between the workers and {what}")
     stage.proxy.brokers[broker].stall()
     await asyncio.sleep(_LONGER_THAN_A_SESSION_SECONDS)
-    stage.mark("the end of it")
-    await stage.proxy.brokers[broker].heal()
-    await stage.goes_on()
-    await stage.shared()
+    await _heal(stage)
 
 
 async def leader_stalled(stage: Stage) -> None:
     """The workers hear nothing of one broker that is well, and is not the coordinator."""
-    coordinator = await stage.brokers.coordinator(stage.group.name)
-    broker = (coordinator + 1) % BROKERS
-    await _cut_off_from_workers(stage, broker, "a leader")
+    await _is_stalled(stage, await _other_leader(stage, stage.topic), "a leader")
 
 
 async def coordinator_stalled(stage: Stage) -> None:
     """The workers hear nothing of their coordinator, which is well."""
     coordinator = await stage.brokers.coordinator(stage.group.name)
-    await _cut_off_from_workers(stage, coordinator, "the coordinator")
+    await _is_stalled(stage, coordinator, "the coordinator")
 
 
 async def far_away(stage: Stage) -> None:

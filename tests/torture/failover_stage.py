@@ -129,6 +129,7 @@ class Stage:
         self.proxy = proxy
         self.group = group
         self.topic = group.topics[0]
+        self.receipts_topic = f"{self.topic}.receipts"
         self.simulator = simulator
         self.brokers = Brokers(cluster)
         self.load = Load(cluster.bootstrap_servers, self.topic)
@@ -162,7 +163,7 @@ class Stage:
 
     async def in_sync(self) -> None:
         """Wait until every topic that the workers depend on is fully replicated."""
-        for topic in (self.topic, f"{self.topic}.receipts", "__consumer_offsets"):
+        for topic in (self.topic, self.receipts_topic, "__consumer_offsets"):
             await self.brokers.in_sync(topic)
 
     def kill_worker(self, worker: Worker) -> None:

@@ -140,7 +140,7 @@ async def _judge_offsets(stage: Stage, verdict: Verdict) -> None:
         verdict.problems.append(f"committed are {committed}, the topic ends at {ends}")
     if letters := await read_all(servers, f"{stage.topic}.dead-letters"):
         verdict.problems.append(f"{len(letters)} dead letters of events that are valid")
-    records = await read_all(servers, f"{stage.topic}.receipts")
+    records = await read_all(servers, stage.receipts_topic)
     receipts = [json.loads(record.value) for record in records]
     distinct = {
         (each["partition"], each["firstOffset"], each["nextOffset"], each["idempotencyKey"]): each
