@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ingester.core.pipeline import PartitionState
-from ingester.core.receipt import Resolution, decode_note
+from ingester.core.receipt import Note, Receipt, Replay, decode_note
 from ingester.core.record import TopicPartition
 from ingester.kafka import read_to_end
 from ingester.receipts import Receipts
@@ -54,8 +54,15 @@ class Decisions:
             name = TopicPartition(note.topic, note.partition)
             if name not in halted or record.offset < self._looked_up_to[name] or name in decided:
                 continue
-            if isinstance(note, Resolution) and note.next_offset > halted[name].committed:
+            if _lets_go_on(note) and note.next_offset > halted[name].committed:
                 decided[name] = None
             else:
                 self._looked_up_to[name] = record.offset + 1
         return list(decided)
+
+
+def _lets_go_on(note: Note) -> bool:
+    """Whether a halt may be over: somebody has decided, or a replay has ended."""
+    if isinstance(note, Replay):
+        return note.state == "ended"
+    return not isinstance(note, Receipt)

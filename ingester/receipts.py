@@ -14,10 +14,11 @@ from ingester.core.intent import Unreadable, decode
 from ingester.core.messages import Commit, Start, WriteReceipt
 from ingester.core.receipt import (
     Note,
+    Replay,
     Resolution,
     decode_note,
+    encode_note,
     encode_receipt,
-    encode_resolution,
 )
 from ingester.core.record import TopicPartition
 from ingester.core.start import start_of
@@ -85,10 +86,9 @@ class Receipts:
         except IngesterError as error:
             return str(error)
 
-    async def write_resolution(self, resolution: Resolution) -> int:
-        """Append a decision; return its offset. RefusedError where that is not permitted."""
-        source = TopicPartition(resolution.topic, resolution.partition)
-        return await self._append(source, encode_resolution(resolution))
+    async def write_note(self, note: Resolution | Replay) -> int:
+        """Append a note of a person's; return its offset. RefusedError without the permission."""
+        return await self._append(TopicPartition(note.topic, note.partition), encode_note(note))
 
     async def _append(self, source: TopicPartition, value: bytes) -> int:
         assert self._writer is not None, "nothing is written before the start"

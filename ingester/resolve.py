@@ -347,7 +347,7 @@ async def _write(settings: LedgerSettings, resolution: Resolution) -> int:
     await receipts.ensure_topics(admin, {resolution.topic: resolution.partition + 1})
     try:
         await receipts.start()
-        return await receipts.write_resolution(resolution)
+        return await receipts.write_note(resolution)
     except RefusedError as error:
         topic = settings.receipts_topic_for(resolution.topic)
         raise RefusedError(

@@ -70,6 +70,8 @@ class BatchBuilder:
     epoch: int
     limits: BatchLimits
     decode: Decode
+    namespace: str = ""
+    """Part of each key: what is to be counted once more needs keys that PacSpace has not seen."""
     frozen: deque[Intent] = field(default_factory=deque)
     """Boundaries that a former owner recorded, in offset order; each goes when it is formed."""
     passed: Collection[Range] = ()
@@ -230,7 +232,7 @@ class BatchBuilder:
             bits_by_key=self._bits_by_key,
             body=body,
             body_digest=hashlib.blake2b(body, digest_size=20).digest(),
-            idempotency_key=idempotency_key(self.partition, first, last),
+            idempotency_key=idempotency_key(self.partition, first, last, self.namespace),
             dead_letters=tuple(self._dead_letters),
             buffered_bytes=self._buffered_bytes,
         )
@@ -262,10 +264,14 @@ def _too_large(item_bytes: int, body_bytes_max: int) -> Rejection:
     return Rejection("item_too_large", detail)
 
 
-def idempotency_key(partition: TopicPartition, first: Record, last: Record) -> str:
+def idempotency_key(
+    partition: TopicPartition, first: Record, last: Record, namespace: str = ""
+) -> str:
     """Name the range, not the attempt; the timestamps tell a topic from a namesake made anew."""
     name = (
         f"{partition.topic}/{partition.partition}/{first.offset}/{last.offset + 1}"
         f"/{first.timestamp}/{last.timestamp}"
     )
+    if namespace:
+        name += f"/{namespace}"
     return "ingester-" + hashlib.blake2b(name.encode(), digest_size=20).hexdigest()

@@ -25,7 +25,9 @@ class Proof(NamedTuple):
     first_offset: int
     next_offset: int
     idempotency_key: str
+    """Empty where the range is passed for another reason."""
     receipt_offset: int
+    namespace: str = ""
 
     def __str__(self) -> str:
         return f"[{self.first_offset},{self.next_offset})"
@@ -75,10 +77,10 @@ class Coverage:
         first, last = self._first, self._last
         self._proofs.popleft()
         self._first = self._last = None
-        if first is None or last is None:  # the log has lost them
-            return
+        if first is None or last is None or not proof.idempotency_key:
+            return  # the log has lost them, or there is nothing to compare them with
         if (first.offset, last.offset + 1) != proof[:2]:  # or some, and the key tells nothing
             return
-        if idempotency_key(self._partition, first, last) != proof.idempotency_key:
+        if idempotency_key(self._partition, first, last, proof.namespace) != proof.idempotency_key:
             self.mistaken = proof
             self._proofs.clear()

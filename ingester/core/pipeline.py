@@ -79,9 +79,10 @@ class PartitionState:
 class Pipeline:
     """Owns every partition assigned to this worker; called once for each fact, never at once."""
 
-    def __init__(self, limits: Limits, decode: Decode) -> None:
+    def __init__(self, limits: Limits, decode: Decode, namespace: str = "") -> None:
         self._limits = limits
         self._decode = decode
+        self._namespace = namespace  # of the keys, for what is to be counted once more
         self._epoch = 0
         self._partitions: dict[TopicPartition, Partition] = {}
         self._open: OrderedDict[TopicPartition, float] = OrderedDict()
@@ -90,7 +91,7 @@ class Pipeline:
         self._committer = Committer(limits)
         self._body_limit = BodyLimit(limits.batch.body_bytes_max)
         self._deliveries = Deliveries(self._partitions)
-        self._refusals = Refusals(limits, decode, self._deliveries, self._committer)
+        self._refusals = Refusals(limits, decode, namespace, self._deliveries, self._committer)
         self._rewrites: list[tuple[float, int, Delivery]] = []
         # Those with something to be written or read again that failed: a heap by due time.
         self._sequence = count()  # breaks ties in the heap
@@ -249,6 +250,7 @@ class Pipeline:
                 self._epoch,
                 limits.batch,
                 self._decode,
+                self._namespace,
                 frozen=deque(intents),
                 passed=start.settled.keys(),
             ),

@@ -16,7 +16,13 @@ from ingester.core.delivery import Acknowledged
 
 
 class Receipt(
-    msgspec.Struct, frozen=True, gc=False, rename="camel", tag_field="kind", tag="receipt"
+    msgspec.Struct,
+    frozen=True,
+    gc=False,
+    rename="camel",
+    tag_field="kind",
+    tag="receipt",
+    omit_defaults=True,
 ):
     """One settled batch; without items it was dead-lettered as a whole, and nobody acknowledged."""
 
@@ -38,6 +44,15 @@ class Receipt(
     was counted twice is among these."""
     settled_at: str
     """ISO 8601, UTC, by the worker's clock."""
+    replay: str | None = None
+    """The name of the replay that settled it; None for a worker."""
+    forced: bool = False
+    """Whether it was to be counted whatever had receipts, under keys of the replay's own."""
+
+    @property
+    def namespace(self) -> str:
+        """What its idempotency key was made with, beside the records."""
+        return self.replay or "" if self.forced else ""
 
 
 Decision = Literal["acknowledged", "resend", "skipped"]
@@ -62,14 +77,40 @@ class Resolution(
     decision is not taken for one about that attempt."""
 
 
-Note = Receipt | Resolution
+class Replay(msgspec.Struct, frozen=True, gc=False, rename="camel", tag_field="kind", tag="replay"):
+    """Somebody's replay of a part of a partition: a claim to it first, then its end.
+
+    In between, what is beyond the group's committed offset is the replay's, and no worker's.
+    """
+
+    topic: str
+    partition: int
+    first_offset: int
+    next_offset: int
+    name: str
+    state: Literal["started", "ended"]
+    by: str
+    reason: str
+    at: str
+    """ISO 8601, UTC, by the clock of the machine on which it runs."""
+    forced: bool = False
+
+
+Note = Receipt | Resolution | Replay
 
 _encode = msgspec.json.Encoder().encode
 _decoder: msgspec.json.Decoder[Note] = msgspec.json.Decoder(Note)
 
 
 def encode_receipt(
-    batch: Batch, outcome: Acknowledged | None, attempts: int, settled_at: str, *, in_doubt: bool
+    batch: Batch,
+    outcome: Acknowledged | None,
+    attempts: int,
+    settled_at: str,
+    *,
+    in_doubt: bool,
+    replay: str | None = None,
+    forced: bool = False,
 ) -> bytes:
     """Return the value of the receipt's record."""
     return _encode(
@@ -89,13 +130,15 @@ def encode_receipt(
             attempts=attempts,
             in_doubt=in_doubt,
             settled_at=settled_at,
+            replay=replay,
+            forced=forced,
         )
     )
 
 
-def encode_resolution(resolution: Resolution) -> bytes:
-    """Return the value of the resolution's record."""
-    return _encode(resolution)
+def encode_note(note: Resolution | Replay) -> bytes:
+    """Return the value of the record of a note that is no receipt."""
+    return _encode(note)
 
 
 def decode_note(value: bytes | None) -> Note | None:

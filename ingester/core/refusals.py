@@ -28,10 +28,16 @@ class Refusals:
     """Holds refused batches until something smaller can take their place."""
 
     def __init__(
-        self, limits: Limits, decode: Decode, deliveries: Deliveries, committer: Committer
+        self,
+        limits: Limits,
+        decode: Decode,
+        namespace: str,
+        deliveries: Deliveries,
+        committer: Committer,
     ) -> None:
         self._limits = limits
         self._decode = decode
+        self._namespace = namespace
         self._deliveries = deliveries
         self._committer = committer
         self._waiting: dict[Partition, list[Delivery]] = {}
@@ -116,7 +122,13 @@ class Refusals:
         return emptied
 
     def _form(self, batch: Batch, records: Sequence[Record]) -> Batch:
-        builder = BatchBuilder(batch.partition, batch.epoch, self._limits.batch, self._decode)
+        builder = BatchBuilder(
+            batch.partition,
+            batch.epoch,
+            self._limits.batch,
+            self._decode,
+            self._namespace,
+        )
         return builder.form(records)
 
 

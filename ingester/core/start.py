@@ -5,11 +5,12 @@ receipts topic say together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from ingester.core.coverage import Proof
 from ingester.core.intent import Intent, Ledger, Range, Unreadable, decode
 from ingester.core.messages import Commit, Start
-from ingester.core.receipt import Note, Receipt, Resolution
+from ingester.core.receipt import Note, Receipt, Replay, Resolution
 from ingester.core.record import TopicPartition
 
 
@@ -21,15 +22,40 @@ def start_of(
     receipts_end: int,
     notes: Sequence[tuple[int, Note]],
 ) -> Start:
-    """Return where to begin, what is settled beyond it and what is in doubt.
+    """Return where a worker begins, what is settled beyond it and what is in doubt.
 
     Where the group has no offset, there is no `commit`, and it begins where the log does. `notes`
     are those of this partition with their offsets in the receipts topic, oldest first, as far as
     they can concern what is above the committed offset. `receipts_end` is where the receipts will
     go on, for a partition without a ledger.
     """
-    is_lost = commit is None and _is_to_be_judged(notes)
-    commit = commit or Commit(log_begins, "")
+    begun = start_at(
+        name,
+        commit or Commit(log_begins, ""),
+        log_begins=log_begins,
+        receipts_end=receipts_end,
+        notes=notes,
+    )
+    if begun.halt_reason is not None:
+        return begun
+    if commit is None and _is_to_be_judged(notes):
+        settled = max(note.next_offset for _, note in notes)
+        return replace(begun, halt_reason=_forgotten(name, begun.offset, settled, log_begins))
+    claim = _claim_on(begun.offset, notes)
+    if claim is not None:
+        return replace(begun, halt_reason=_claimed(name, begun.offset, claim))
+    return begun
+
+
+def start_at(
+    name: TopicPartition,
+    commit: Commit,
+    *,
+    log_begins: int,
+    receipts_end: int,
+    notes: Sequence[tuple[int, Note]],
+) -> Start:
+    """Return where whoever committed this goes on, a worker or a replay; see `start_of`."""
     offset = commit.next_offset
     ledger = decode(offset, commit.metadata)
     if isinstance(ledger, Unreadable):
@@ -42,12 +68,12 @@ def start_of(
         range_ = (note.first_offset, note.next_offset)
         if isinstance(note, Receipt):
             settled[range_] = note_offset
-            continue
-        decisions[range_] = note
-        if note.decision == "skipped":
-            settled[range_] = note_offset
-            if note.first_offset <= offset:
-                offset = max(offset, note.next_offset)
+        elif isinstance(note, Resolution):
+            decisions[range_] = note
+            if note.decision == "skipped":
+                settled[range_] = note_offset
+                if note.first_offset <= offset:
+                    offset = max(offset, note.next_offset)
     cut = [each for each in ledger.intents if each.first_offset < offset < each.next_offset]
     if cut:  # of a batch in doubt the rest is no batch of its own
         offset = cut[0].first_offset
@@ -63,7 +89,7 @@ def start_of(
         },
         resent={each.range for each in intents if _is_to_be_resent(each, decisions)},
         committed=commit.next_offset if offset != commit.next_offset else None,
-        halt_reason=_why_not(name, offset, log_begins, notes, is_lost=is_lost),
+        halt_reason=_overtaken(name, offset, log_begins) if offset < log_begins else None,
         foreign_metadata=foreign_metadata,
         proofs=_proofs(offset, intents, notes),
     )
@@ -77,13 +103,31 @@ def _is_to_be_resent(intent: Intent, decisions: Mapping[Range, Resolution]) -> b
 
 
 def _is_to_be_judged(notes: Sequence[tuple[int, Note]]) -> bool:
-    """Whether something was settled, and nobody said since that it may go on without an offset."""
+    """Whether a group has settled something, and nobody said since that another may go on."""
     for _, note in reversed(notes):
-        if isinstance(note, Receipt):
+        if isinstance(note, Receipt) and note.replay is None:
             return True
-        if note.decision == "resend" and note.intended_at is None:
+        if _is_to_go_on(note):
             break
     return False
+
+
+def _is_to_go_on(note: Note) -> bool:
+    """Whether somebody decided, about no batch, that what has no receipt is to be sent."""
+    return isinstance(note, Resolution) and note.decision == "resend" and note.intended_at is None
+
+
+def _claim_on(offset: int, notes: Sequence[tuple[int, Note]]) -> Replay | None:
+    """Return a replay that has begun beyond an offset, and neither ended nor was given up."""
+    ended: set[str] = set()
+    for _, note in reversed(notes):
+        if _is_to_go_on(note):
+            break
+        if isinstance(note, Replay):
+            if note.state == "started" and note.name not in ended and note.next_offset > offset:
+                return note
+            ended.add(note.name)
+    return None
 
 
 def _proofs(
@@ -91,7 +135,13 @@ def _proofs(
 ) -> Sequence[Proof]:
     """Return what has receipts above the offset; of what is intended, its own notes decide."""
     return tuple(
-        Proof(note.first_offset, note.next_offset, note.idempotency_key, receipt_offset)
+        Proof(
+            note.first_offset,
+            note.next_offset,
+            note.idempotency_key,
+            receipt_offset,
+            note.namespace,
+        )
         for receipt_offset, note in notes
         if isinstance(note, Receipt)
         and note.next_offset > offset
@@ -100,23 +150,6 @@ def _proofs(
             for each in intents
         )
     )
-
-
-def _why_not(
-    name: TopicPartition,
-    offset: int,
-    log_begins: int,
-    notes: Iterable[tuple[int, Note]],
-    *,
-    is_lost: bool,
-) -> str | None:
-    """Say why the partition must not be read, if so."""
-    if offset < log_begins:
-        return _overtaken(name, offset, log_begins)
-    if is_lost:
-        settled = max(note.next_offset for _, note in notes)
-        return _forgotten(name, offset, settled, log_begins)
-    return None
 
 
 def _unreadable(commit: Commit, reason: str) -> str:
@@ -147,5 +180,14 @@ def _forgotten(name: TopicPartition, offset: int, settled: int, log_begins: int)
         f" {settled} were settled{beyond}. The group is another than before (INGESTER_GROUP_ID), or"
         " its offsets expired or were deleted, and with them what was in doubt. To go on with"
         " everything that has no receipt:"
+        f" ingester resolve {name}:{offset} --as resend --reason ..."
+    )
+
+
+def _claimed(name: TopicPartition, offset: int, claim: Replay) -> str:
+    return (
+        f"the replay {claim.name} has {name}[{claim.first_offset},{claim.next_offset}) since"
+        f" {claim.at}, and has not ended. Let it end, or continue it; the partition goes on by"
+        " itself then. To go on without it, and perhaps count twice what it had in flight:"
         f" ingester resolve {name}:{offset} --as resend --reason ..."
     )

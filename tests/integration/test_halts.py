@@ -38,7 +38,7 @@ class Bookkeeping:
         resolution = Resolution(
             *source, *range_, decision, "ann", "why", "2025-06-10T00:00:00Z", INTENDED_AT
         )
-        return await self.receipts.write_resolution(resolution)
+        return await self.receipts.write_note(resolution)
 
     async def look_up(self, *sources: TopicPartition) -> None:
         await self.receipts.starts(dict.fromkeys(sources, INTENDED), dict.fromkeys(sources, 0))

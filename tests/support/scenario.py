@@ -64,8 +64,10 @@ LIMITS = Limits(
 class Scenario:
     """Commits end well as soon as they are asked for, unless a test takes them in its hand."""
 
-    def __init__(self, *partitions: TopicPartition, limits: Limits = LIMITS) -> None:
-        self.pipeline = Pipeline(limits, event_decoder("refuse"))
+    def __init__(
+        self, *partitions: TopicPartition, limits: Limits = LIMITS, namespace: str = ""
+    ) -> None:
+        self.pipeline = Pipeline(limits, event_decoder("refuse"), namespace)
         self.now = 1000.0
         self.stored: dict[TopicPartition, Commit] = {}
         # What the coordinator has of each partition.

@@ -11,8 +11,8 @@ from ingester.core.event import event_decoder
 from ingester.core.receipt import (
     Receipt,
     decode_note,
+    encode_note,
     encode_receipt,
-    encode_resolution,
 )
 from tests.support.records import PARTITION, LogRecord, usage_records
 from tests.support.scenario import ACKNOWLEDGED, resolution_of
@@ -51,7 +51,7 @@ def test_a_receipt_says_what_was_acknowledged() -> None:
 def test_a_decision_is_read_as_it_was_written() -> None:
     """With who took it, why and when, and about which attempt."""
     resolution = resolution_of((3, 9), "skipped")
-    value = encode_resolution(resolution)
+    value = encode_note(resolution)
 
     assert decode_note(value) == resolution
     assert json.loads(value) == {
@@ -79,7 +79,7 @@ def test_a_decision_is_read_as_it_was_written() -> None:
         b"\xff",
         b'{"kind":"receipt"}',
         b'{"kind":"note","topic":"usage","partition":0,"firstOffset":0,"nextOffset":2}',
-        encode_resolution(resolution_of((0, 2), "forgotten")),
+        encode_note(resolution_of((0, 2), "forgotten")),
     ],
     ids=lambda value: repr(value)[:30],
 )

@@ -1,0 +1,49 @@
+"""Sets of offsets as ascending ranges `[first_offset, next_offset)` that do not touch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ingester.core.intent import Range
+
+
+def merged(ranges: Iterable[Range]) -> list[Range]:
+    """Return the union of ranges in any order; empty ones vanish."""
+    union: list[Range] = []
+    for first_offset, next_offset in sorted(ranges):
+        if next_offset <= first_offset:
+            continue
+        if union and first_offset <= union[-1][1]:
+            union[-1] = (union[-1][0], max(union[-1][1], next_offset))
+        else:
+            union.append((first_offset, next_offset))
+    return union
+
+
+def subtracted(ranges: Sequence[Range], others: Sequence[Range]) -> list[Range]:
+    """Return what is in `ranges` and not in `others`; both are sets as this module's."""
+    left: list[Range] = []
+    position = 0
+    for first_offset, next_offset in ranges:
+        while position < len(others) and others[position][1] <= first_offset:
+            position += 1
+        at = first_offset
+        index = position
+        while index < len(others) and others[index][0] < next_offset:
+            if at < others[index][0]:
+                left.append((at, others[index][0]))
+            at = others[index][1]
+            index += 1
+        if at < next_offset:
+            left.append((at, next_offset))
+    return left
+
+
+def intersected(ranges: Sequence[Range], others: Sequence[Range]) -> list[Range]:
+    """Return what is in both of two sets."""
+    return subtracted(ranges, subtracted(ranges, others))
+
+
+def length(ranges: Iterable[Range]) -> int:
+    """How many offsets a set holds."""
+    return sum(next_offset - first_offset for first_offset, next_offset in ranges)

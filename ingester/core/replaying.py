@@ -1,0 +1,86 @@
+"""Where a replay begins in a partition: what it is to send, less what was settled since.
+
+A replay is a worker of a group of its own. Whatever it is not to send is passed like something
+that has a receipt, so that its batches end where that begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from ingester.core.coverage import Proof
+from ingester.core.intent import Ledger, Range
+from ingester.core.messages import Commit, Start
+from ingester.core.ranges import subtracted
+from ingester.core.receipt import Note, Receipt, Replay
+from ingester.core.record import TopicPartition
+from ingester.core.start import start_at
+
+_LOG_END: Final = 2**63 - 1  # beyond every offset
+
+
+def replay_start_of(
+    name: TopicPartition,
+    commit: Commit | None,
+    *,
+    log_begins: int,
+    receipts_end: int,
+    notes: Sequence[tuple[int, Note]],
+    replay: str,
+    selected: Sequence[Range],
+    forced: bool,
+) -> Start:
+    """Return where a replay of this name goes on, by its own group's offset and all notes.
+
+    `selected` are the ranges that it is to send, ascending; those of them that have receipts are
+    passed, unless it is `forced` and the receipts are not its own.
+    """
+    if not selected:
+        everything = Proof(0, _LOG_END, "", _LOG_END)
+        return Start(log_begins, Ledger(receipts_end, ()), {}, proofs=(everything,))
+    begun = start_at(
+        name,
+        commit or Commit(selected[0][0], ""),
+        log_begins=log_begins,
+        receipts_end=receipts_end,
+        notes=[each for each in notes if not forced or _is_of(replay, each[1])],
+    )
+    intended = [each.range for each in begun.ledger.intents]
+    left_out = subtracted(subtracted([(begun.offset, _LOG_END)], selected), intended)
+    passed = [Proof(*each, "", _LOG_END) for each in left_out]
+    rival = _rival(replay, notes, (selected[0][0], selected[-1][1]))
+    return replace(
+        begun,
+        halt_reason=begun.halt_reason or (_taken(name, rival) if rival else None),
+        proofs=(*begun.proofs, *passed),
+    )
+
+
+def _is_of(replay: str, note: Note) -> bool:
+    return not isinstance(note, Receipt) or note.replay == replay
+
+
+def _rival(replay: str, notes: Sequence[tuple[int, Note]], extent: Range) -> Replay | None:
+    """Return another replay of some of it that began before this one, and has not ended."""
+    ended: set[str] = set()
+    rival: Replay | None = None
+    for _, note in reversed(notes):
+        if not isinstance(note, Replay):
+            continue
+        if note.state == "ended":
+            ended.add(note.name)
+        elif note.name == replay:
+            rival = None  # those that began after it give way
+        elif note.name not in ended:
+            overlaps = note.first_offset < extent[1] and extent[0] < note.next_offset
+            rival = note if overlaps else rival
+    return rival
+
+
+def _taken(name: TopicPartition, rival: Replay) -> str:
+    return (
+        f"the replay {rival.name} has {name}[{rival.first_offset},{rival.next_offset}) since"
+        f" {rival.at}, and has not ended. Let it end, or continue it, and repeat this one"
+    )
