@@ -61,6 +61,7 @@ class HealthServer:
         self._telemetry.blocked.set(self._pipeline.blocked is not None)
         states = self._pipeline.partitions.values()
         self._telemetry.halted.set(sum(each.halt_reason is not None for each in states))
+        self._telemetry.write_refused.set(sum(each.write_refused is not None for each in states))
         self._telemetry.held_seconds.set(self._hold()[0])
         self._telemetry.in_flight.set(self._pipeline.in_flight)
         self._telemetry.buffered_bytes.set(self._pipeline.buffered_bytes)
@@ -84,6 +85,7 @@ class HealthServer:
                         "unsettledBatches": state.unsettled_batches,
                         "bufferedBytes": state.buffered_bytes,
                         "halted": state.halt_reason,
+                        "writeRefused": state.write_refused,
                     }
                     for name, state in pipeline.partitions.items()
                 },

@@ -17,14 +17,15 @@ from aiokafka import errors as kafka_errors
 
 from ingester.core.deadletter import DeadLetter
 from ingester.core.record import TopicPartition
-from ingester.errors import IngesterError, UnavailableError
-from ingester.kafka import closed, heard, translate
+from ingester.errors import IngesterError, RefusedError, UnavailableError
+from ingester.kafka import closed, heard, sentence, translate
 from ingester.kafka_admin import REQUEST_TIMEOUT_SECONDS, client_options
 from ingester.settings import KafkaSettings
 
 _LINGER_SECONDS: Final = 0.005
 _RECORD_BATCH_BYTES_MAX: Final = 256 * 1024  # 16 KiB hold 5 receipts, and the sixth has to wait
 _RECORD_BYTES_MAX: Final = 16 * 1024 * 1024  # as the dead-letter topic's own limit
+_TOO_LARGE: Final = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 _PAUSE_SECONDS_MIN: Final = 0.5  # before the first write to where one has failed
 _PAUSE_SECONDS_MAX: Final = 5.0  # so much later than its partition a writer recovers at most
 
@@ -38,6 +39,23 @@ class Written:
 
     partition: TopicPartition
     offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteProblem:
+    """Why something is not written."""
+
+    reason: str
+    refused: bool
+    """Whether trying again is of no use before somebody changes something."""
+
+    @classmethod
+    def of(cls, error: IngesterError) -> WriteProblem:
+        return cls(str(error), refused=isinstance(error, RefusedError | RecordTooLargeError))
+
+
+class RecordTooLargeError(UnavailableError):
+    """The topic takes no record of that size."""
 
 
 class RecordWriter:
@@ -105,7 +123,7 @@ class RecordWriter:
 
     async def write_dead_letters(
         self, topic: str, source: TopicPartition, letters: Sequence[DeadLetter]
-    ) -> str | None:
+    ) -> WriteProblem | None:
         """Write all of them; return None when the broker has every one, or why it has not."""
         place = _Place(topic, None)
         await self._turn(place)
@@ -125,7 +143,7 @@ class RecordWriter:
                 written.append(asyncio.ensure_future(self._written(*queued)))
             await asyncio.gather(*written)
         except IngesterError as error:
-            return str(error)
+            return WriteProblem.of(error)
         finally:
             await asyncio.gather(*written, return_exceptions=True)
         return None
@@ -141,19 +159,13 @@ class RecordWriter:
         try:
             if producer is None:
                 producer = await self._another_producer()
+            await _know(producer, place)
             future = await producer.send(place.topic, partition=place.partition, **record)
         except kafka_errors.KafkaError as error:
             # What the client itself finds too large is not queued, and in nobody's way.
             if not isinstance(error, kafka_errors.MessageSizeTooLargeError):
                 self._failed(producer, place)
-            raise translate(error, f"topic {place.topic}") from error
-        except AssertionError as error:  # it has not heard of a partition that was added
-            if producer is not None:
-                await producer.client.force_metadata_update()
-            raise UnavailableError(
-                f"topic {place.topic} cannot be used: the client does not know partition"
-                f" {place.partition} yet."
-            ) from error
+            raise _translated(error, place) from error
         return future, producer, place
 
     async def _written(
@@ -163,7 +175,7 @@ class RecordWriter:
             metadata = await future
         except kafka_errors.KafkaError as error:
             self._failed(producer, place)
-            raise translate(error, f"topic {place.topic}") from error
+            raise _translated(error, place) from error
         if place in self._troubles:
             self._troubles.pop(place).end()
         return Written(TopicPartition(metadata.topic, metadata.partition), metadata.offset)
@@ -203,6 +215,17 @@ class RecordWriter:
         return producer
 
 
+async def _know(producer: AIOKafkaProducer, place: _Place) -> None:
+    """See to it that the client has heard of a partition, which may have been added lately."""
+    if place.partition is None or place.partition in await producer.partitions_for(place.topic):
+        return
+    await producer.client.force_metadata_update()
+    if place.partition not in await producer.partitions_for(place.topic):
+        raise UnavailableError(
+            f"topic {place.topic} cannot be used: it has no partition {place.partition} yet."
+        )
+
+
 class _Place(NamedTuple):
     """Where writes succeed or fail together; without a partition those that a key decides."""
 
@@ -229,6 +252,15 @@ class _Trouble:
     def end(self) -> None:
         """Let all through."""
         self._over.set()
+
+
+def _translated(error: kafka_errors.KafkaError, place: _Place) -> IngesterError:
+    if not isinstance(error, _TOO_LARGE):
+        return translate(error, f"topic {place.topic}")
+    return RecordTooLargeError(
+        f"topic {place.topic} does not take a record of its size ({sentence(error)}): raise its"
+        f" max.message.bytes, at most to {_RECORD_BYTES_MAX}."
+    )
 
 
 def _dead_letter_headers(

@@ -25,7 +25,7 @@ from ingester.core.start import start_of
 from ingester.errors import IngesterError
 from ingester.kafka import end_offsets, read_to_end
 from ingester.kafka_admin import KafkaAdmin
-from ingester.kafka_writing import RecordWriter
+from ingester.kafka_writing import RecordWriter, WriteProblem
 from ingester.settings import LedgerSettings
 
 # A receipt is what an invoice is explained by: it never expires.
@@ -71,7 +71,7 @@ class Receipts:
         if self._writer is not None:
             await self._writer.stop()
 
-    async def write(self, receipt: WriteReceipt) -> int | str:
+    async def write(self, receipt: WriteReceipt) -> int | WriteProblem:
         """Append a receipt; return its offset, or why the broker does not have it."""
         settled_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         value = encode_receipt(
@@ -84,7 +84,7 @@ class Receipts:
         try:
             return await self._append(receipt.batch.partition, value)
         except IngesterError as error:
-            return str(error)
+            return WriteProblem.of(error)
 
     async def write_note(self, note: Resolution | Replay) -> int:
         """Append a note of a person's; return its offset. RefusedError without the permission."""

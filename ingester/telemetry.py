@@ -193,6 +193,11 @@ class Telemetry:
             "Partitions of this worker that wait for an operator.",
             registry=self.registry,
         )
+        self.write_refused = Gauge(
+            "ingester_partitions_write_refused",
+            "Partitions of which a topic refuses a dead letter or a receipt until somebody acts.",
+            registry=self.registry,
+        )
         self.stalled = Gauge(
             "ingester_partitions_stalled",
             "Partitions of this worker that are behind and have not moved for a while.",
@@ -350,19 +355,19 @@ class Telemetry:
             detail=letters[0].rejection.detail,
         )
 
-    def dead_letters_retried(self, batch: Batch, topic: str, reason: str) -> None:
-        self._log.warning(
+    def dead_letters_retried(self, batch: Batch, topic: str, reason: str, *, refused: bool) -> None:
+        log = self._log.error if refused else self._log.warning
+        log(
             "dead_letters.retried",
             **_range(batch),
             dead_letter_topic=topic,
             reason=reason,
-            detail="nothing is committed past them; is max.message.bytes of the topic large enough?"
-            if "SizeTooLarge" in reason
-            else "nothing is committed past them",
+            detail="nothing is committed past them",
         )
 
-    def receipt_retried(self, batch: Batch, reason: str) -> None:
-        self._log.warning(
+    def receipt_retried(self, batch: Batch, reason: str, *, refused: bool) -> None:
+        log = self._log.error if refused else self._log.warning
+        log(
             "receipt.retried",
             **_range(batch),
             reason=reason,

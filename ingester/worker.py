@@ -436,21 +436,25 @@ class Worker:
     async def _write_dead_letters(self, command: WriteDeadLetters) -> None:
         batch, letters = command.batch, command.letters
         topic = self._settings.dead_letter_topic_for(batch.partition.topic)
-        reason = await self._writer.write_dead_letters(topic, batch.partition, letters)
-        if reason is None:
+        problem = await self._writer.write_dead_letters(topic, batch.partition, letters)
+        if problem is None:
             self._handle(DeadLettersWritten(batch))
             self._telemetry.dead_letters_written(batch, letters, topic)
         else:
-            self._telemetry.dead_letters_retried(batch, topic, reason)
-            self._handle(DeadLettersNotWritten(batch, _jitter()))
+            self._telemetry.dead_letters_retried(
+                batch, topic, problem.reason, refused=problem.refused
+            )
+            refused = problem.reason if problem.refused else None
+            self._handle(DeadLettersNotWritten(batch, _jitter(), refused))
 
     async def _write_receipt(self, receipt: WriteReceipt) -> None:
-        offset = await self._receipts.write(receipt)
-        if isinstance(offset, int):
-            self._handle(ReceiptWritten(receipt.batch, offset))
+        written = await self._receipts.write(receipt)
+        if isinstance(written, int):
+            self._handle(ReceiptWritten(receipt.batch, written))
         else:
-            self._telemetry.receipt_retried(receipt.batch, offset)
-            self._handle(ReceiptNotWritten(receipt.batch, _jitter()))
+            self._telemetry.receipt_retried(receipt.batch, written.reason, refused=written.refused)
+            refused = written.reason if written.refused else None
+            self._handle(ReceiptNotWritten(receipt.batch, _jitter(), refused))
 
     async def _commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
         problem = await self._consumer.commit(offsets)

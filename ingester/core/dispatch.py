@@ -73,6 +73,8 @@ class Delivery:
     """Written by the acknowledgement, read by the receipt."""
     topic_attempts: int = 0
     """Writes of its dead letters or its receipt, or reads of its range, that failed."""
+    write_refused: str | None = None
+    """Why the last of these writes failed, if it will fail until somebody changes something."""
 
     @property
     def in_doubt(self) -> bool:

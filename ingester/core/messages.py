@@ -153,6 +153,8 @@ class DeadLettersNotWritten:
 
     batch: Batch
     jitter: float
+    refused: str | None = None
+    """Why the topic takes none of it until somebody changes something, if so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,8 @@ class ReceiptNotWritten:
 
     batch: Batch
     jitter: float
+    refused: str | None = None
+    """Why the topic does not take it until somebody changes something, if so."""
 
 
 @dataclass(frozen=True, slots=True)

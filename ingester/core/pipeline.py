@@ -74,6 +74,8 @@ class PartitionState:
     unsettled_batches: int
     buffered_bytes: int
     halt_reason: str | None
+    write_refused: str | None
+    """Why a topic takes nothing of it until somebody changes something; it is tried again."""
 
 
 class Pipeline:
@@ -140,6 +142,11 @@ class Pipeline:
     @property
     def partitions(self) -> Mapping[TopicPartition, PartitionState]:
         """Where each assigned partition stands, for status pages."""
+        refused = {
+            each.batch.partition: each.write_refused
+            for each in self._deliveries
+            if each.write_refused is not None
+        }
         return {
             name: PartitionState(
                 part.committed,
@@ -147,6 +154,7 @@ class Pipeline:
                 part.offsets.unsettled_count,
                 part.buffered_bytes,
                 part.halt_reason,
+                refused.get(name),
             )
             for name, part in self._partitions.items()
         }
@@ -428,6 +436,7 @@ class Pipeline:
         delivery = self._deliveries.of(batch)
         if delivery is not None:
             delivery.dead_letters_pending = False
+            delivery.write_refused = None
             if delivery.refused is not None:
                 self._work_on(delivery, commands)
             else:
@@ -445,6 +454,7 @@ class Pipeline:
         delivery = self._deliveries.of(fact.batch)
         if delivery is not None:
             delivery.topic_attempts += 1
+            delivery.write_refused = None if isinstance(fact, RangeNotRead) else fact.refused
             due = now + self._limits.backoff_seconds(delivery.topic_attempts, fact.jitter)
             heapq.heappush(self._rewrites, (due, next(self._sequence), delivery))
 

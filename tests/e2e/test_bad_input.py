@@ -179,13 +179,20 @@ async def test_commits_nothing_past_a_dead_letter_that_cannot_be_written(
     eventually(lambda: len(worker.events("dead_letters.retried")) >= 3)
     eventually(lambda: simulator.report()["keys"] == totals(events + others))
     await group.commits({0: 30, 1: 30})
-    assert "max.message.bytes" in worker.events("dead_letters.retried")[0]["detail"]
+    retried = worker.events("dead_letters.retried")[0]
+    assert "raise its max.message.bytes" in retried["reason"]
+    assert retried["level"] == "error"
+    partitions = worker.status()["partitions"]
+    assert letters in partitions[f"{name}:0"]["writeRefused"]
+    assert partitions[f"{name}:1"]["writeRefused"] is None
+    assert "ingester_partitions_write_refused 1.0" in worker.metrics()
     assert await read_all(group.servers, letters) == []
 
     async with admin(group.servers) as client:
         larger = {"max.message.bytes": "1000000"}
         await client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, letters, larger)])
     await group.settled()
+    assert worker.status()["partitions"][f"{name}:0"]["writeRefused"] is None
     assert [letter.value for letter in await group.dead_letters()] == [noise]
     assert simulator.report()["keys"] == totals(events + others)
 

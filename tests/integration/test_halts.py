@@ -19,7 +19,7 @@ from ingester.settings import Settings
 from tests.conftest import TopicFactory
 from tests.support.simulator import API_KEY
 
-HALTED = PartitionState(100, 0, 1, 0, "in doubt")
+HALTED = PartitionState(100, 0, 1, 0, "in doubt", None)
 INTENDED_AT = 1_700_000_000
 INTENDED = Commit(100, encode(100, Ledger(0, [Intent(100, 200, INTENDED_AT, 7)])))
 

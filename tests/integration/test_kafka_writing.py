@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 import pytest
+from aiokafka.admin import NewPartitions
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from ingester.core.deadletter import DeadLetter
@@ -20,7 +21,7 @@ from ingester.kafka_writing import RecordWriter
 from ingester.local_kafka import LocalKafka
 from ingester.settings import KafkaSettings
 from tests.conftest import TopicFactory
-from tests.support.kafka import admin, read_all
+from tests.support.kafka import admin, end_offsets, read_all
 from tests.support.waiting import eventually_async
 
 SMALL = b"small"
@@ -64,6 +65,27 @@ async def test_what_follows_a_failed_write_is_written(
     assert [first.offset, second.offset] == [0, 1]
 
 
+async def test_a_partition_that_was_added_is_written_to(
+    writer: RecordWriter, topic: TopicFactory, kafka: LocalKafka
+) -> None:
+    """The client asks for what it has not heard of, before it says that it is not there."""
+    name = await topic()
+    await writer.write(name, SMALL, None, 0)
+    with pytest.raises(UnavailableError, match="it has no partition 1 yet"):
+        await writer.write(name, SMALL, None, 1)
+    async with admin(kafka.bootstrap_servers) as client:
+        await client.create_partitions({name: NewPartitions(2)})
+
+    async def is_there() -> bool:
+        return len(await end_offsets(kafka.bootstrap_servers, name)) == 2
+
+    await eventually_async(is_there)
+
+    written = await writer.write(name, SMALL, None, 1)
+
+    assert written.partition == (name, 1)
+
+
 async def test_dead_letters_that_follow_a_failed_one_are_written(
     writer: RecordWriter, topic: TopicFactory
 ) -> None:
@@ -73,9 +95,11 @@ async def test_dead_letters_that_follow_a_failed_one_are_written(
         DeadLetter(Consumed(value), Rejection("invalid_json", "no")) for value in (SMALL, LARGE)
     )
     assert await writer.write_dead_letters(name, SOURCE, [small]) is None
-    reason = await writer.write_dead_letters(name, SOURCE, [small, large])
-    assert reason is not None
-    assert "MessageSizeTooLarge" in reason
+    problem = await writer.write_dead_letters(name, SOURCE, [small, large])
+    assert problem is not None
+    assert problem.refused
+    assert f"topic {name} does not take a record of its size" in problem.reason
+    assert "raise its max.message.bytes" in problem.reason
 
     assert await writer.write_dead_letters(name, SOURCE, [small]) is None
 

@@ -61,6 +61,10 @@ class Worker:
         """What it says of itself; its health endpoint has to be up."""
         return dict(httpx.get(f"{self._url}/status").raise_for_status().json())
 
+    def metrics(self) -> str:
+        """What it tells Prometheus."""
+        return httpx.get(f"{self._url}/metrics").raise_for_status().text
+
     def ready(self) -> bool:
         """Whether it has its share of the partitions."""
         try:
