@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
-from typing import Annotated, Any, Final
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn, TextIO
 
 import structlog
 import typer
@@ -17,7 +20,7 @@ from ingester.check import check
 from ingester.config import load
 from ingester.demo import demo
 from ingester.emit import EmitCommand, emit
-from ingester.errors import EXIT_BUG, IngesterError, UsageError
+from ingester.errors import EXIT_BUG, IngesterError, OutputError, UsageError
 from ingester.resolve import resolve
 from ingester.settings import Settings
 from ingester.simulator.command import simulate
@@ -25,6 +28,8 @@ from ingester.telemetry import configure_logging
 from ingester.worker import run_worker
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells count
+# Nothing but our output goes to a file of somebody's choice, or to a terminal that may go away.
+_OUTPUT_FAILURES: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 # Every error about the command line; the class itself is not public, only its heirs are.
 _COMMAND_LINE_ERROR: Final[Any] = typer.BadParameter.__mro__[1]
 
@@ -68,8 +73,9 @@ def run(config: ConfigFile = None) -> None:
       INGESTER_PACSPACE_URL=https://app.pacspace.io PACSPACE_API_KEY=pk_test_... ingester run
 
     Exit codes: 0 drained; 69 Kafka or a topic is missing for longer than
-    INGESTER_STARTUP_TIMEOUT_SECONDS; 75 the drain deadline passed (nothing is lost); 77 Kafka
-    refuses the credentials; 78 the settings.
+    INGESTER_STARTUP_TIMEOUT_SECONDS; 75 the drain deadline passed before everything was settled,
+    or a partition had halted and waits for a decision (nothing is lost; the log says which); 77
+    Kafka refuses the credentials; 78 the settings.
     """
     loaded = load(Settings, environ=os.environ, config_file=config)
     configure_logging(loaded.settings.log_level, loaded.settings.log_format)
@@ -88,22 +94,32 @@ app.command()(demo)
 
 def main() -> None:
     """Run the command line and exit; a message for every error, a traceback only for a bug."""
+    if sys.stdout is None:  # closed by whoever called us: nothing is to be heard
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 -- for the rest of the process
     # Before anything can fail: the default would print local variables, keys among them.
     configure_logging("info", "auto")
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except IngesterError as error:
         _exit(str(error), error.exit_code)
     except _COMMAND_LINE_ERROR as error:
-        error.show()
-        sys.exit(UsageError.exit_code)
+        said = io.StringIO()
+        error.show(file=said)
+        _end(said.getvalue(), UsageError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(_INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output has gone; the interpreter would complain once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):  # the latter is typer's word for the former
+        _discard(sys.stdout)  # whoever read our output has gone, and wants no more
         sys.exit(0)
     except Exception as error:  # noqa: BLE001 -- the last line of defence
+        if isinstance(error, OSError) and error.errno in _OUTPUT_FAILURES:
+            _discard(sys.stdout)
+            failure = OutputError(
+                f"the output cannot be written: {error.strerror}. What the command did is done;"
+                " make room, or send the output elsewhere."
+            )
+            _exit(str(failure), failure.exit_code)
         structlog.get_logger().exception("ingester.failed")
         _exit(
             f"a bug in the ingester: {type(error).__name__}: {error}. Nothing that was not"
@@ -113,6 +129,20 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _exit(message: str, code: int) -> None:
-    sys.stderr.write(f"ingester: {message}\n")
+def _exit(message: str, code: int) -> NoReturn:
+    _end(f"ingester: {message}\n", code)
+
+
+def _end(said: str, code: int) -> NoReturn:
+    """End with a text, or with the code alone where standard error takes nothing, too."""
+    try:
+        sys.stderr.write(said)
+        sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)
     sys.exit(code)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what a stream still holds go nowhere; the interpreter would complain at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -90,6 +90,11 @@ class Standing:
         return next(concerning, None)
 
     @property
+    def offsets_behind(self) -> int:
+        """How many offsets of the log are above the next one to be settled."""
+        return max(0, self.log_ends - max(self.start.offset, self.log_begins))
+
+    @property
     def missing_offsets(self) -> int:
         """How many of the gap are not in the log and not settled; they need not be records."""
         known = {*self.start.settled, *self.start.acknowledged}

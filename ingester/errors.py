@@ -6,6 +6,7 @@
     ├── ConfigurationError  78   the settings: correct them, see `ingester check`
     ├── UnavailableError    69   Kafka or PacSpace did not answer in time: try again later
     ├── RefusedError        77   a credential was refused: replace it
+    ├── OutputError         74   standard output takes nothing: make room; what was done is done
     └── IncompleteError     75   stopped with something unsettled: run it again, nothing is lost
 
 Expected outcomes of records and batches are values, not exceptions (core/).
@@ -53,6 +54,12 @@ class RefusedError(IngesterError):
     """Kafka or PacSpace answered and refused the credentials."""
 
     exit_code = 77
+
+
+class OutputError(IngesterError):
+    """What the command did is done, and what it has to say of it cannot be written."""
+
+    exit_code = 74
 
 
 class IncompleteError(IngesterError):

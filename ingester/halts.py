@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ingester.core.pipeline import PartitionState
-from ingester.core.receipt import Note, Receipt, Replay, decode_note
+from ingester.core.receipt import Receipt, Replay, Resolution, decode_note
 from ingester.core.record import TopicPartition
 from ingester.kafka import read_to_end
 from ingester.receipts import Receipts
@@ -28,11 +28,11 @@ class Decisions:
 
     async def taken(
         self, halted: Mapping[TopicPartition, PartitionState]
-    ) -> Sequence[TopicPartition]:
-        """Return those about which something was decided since it was last said where they begin.
+    ) -> Mapping[TopicPartition, Sequence[Resolution | Replay]]:
+        """Return what was decided about them since it was last said where they begin.
 
-        They are returned until that has been said anew. UnavailableError when the receipts cannot
-        be read now.
+        It is returned until that has been said anew. UnavailableError when the receipts cannot be
+        read now.
         """
         self._looked_up_to = {
             name: max(
@@ -46,23 +46,22 @@ class Decisions:
         for name, looked_up_to in self._looked_up_to.items():
             place = self._receipts.partition_for(name)
             starts[place] = min(looked_up_to, starts.get(place, looked_up_to))
-        decided: dict[TopicPartition, None] = {}
+        decided: dict[TopicPartition, list[Resolution | Replay]] = {}
         async for _, record in read_to_end(self._settings, starts):
             note = decode_note(record.value)
             if note is None:
                 continue
             name = TopicPartition(note.topic, note.partition)
-            if name not in halted or record.offset < self._looked_up_to[name] or name in decided:
+            if name not in halted or record.offset < self._looked_up_to[name]:
                 continue
-            if _lets_go_on(note) and note.next_offset > halted[name].committed:
-                decided[name] = None
-            else:
+            if not isinstance(note, Receipt) and _lets_go_on(note, halted[name].committed):
+                decided.setdefault(name, []).append(note)
+            elif name not in decided:
                 self._looked_up_to[name] = record.offset + 1
-        return list(decided)
+        return decided
 
 
-def _lets_go_on(note: Note) -> bool:
+def _lets_go_on(note: Resolution | Replay, committed: int) -> bool:
     """Whether a halt may be over: somebody has decided, or a replay has ended."""
-    if isinstance(note, Replay):
-        return note.state == "ended"
-    return not isinstance(note, Receipt)
+    ended = isinstance(note, Resolution) or note.state == "ended"
+    return ended and note.next_offset > committed

@@ -26,11 +26,13 @@ from ingester.config import load
 from ingester.core.intent import Range
 from ingester.core.receipt import Decision, Resolution
 from ingester.doubt_report import (
+    behind,
     decided,
     details,
     document,
     foreign,
     nothing_at,
+    nothing_in_doubt,
     remarks,
     shown,
     table,
@@ -84,7 +86,8 @@ def resolve(
 
     In doubt is a batch that was recorded as about to be sent and has no receipt. A worker that is
     well settles it by itself; decide where one has halted the partition. A running worker acts on
-    the decision within seconds, another at its start.
+    the decision within seconds, another at its start. Another decision about the same batch
+    replaces one that nobody has acted on yet, but `skipped`: that stands (try --dry-run before).
 
     \b
     --as acknowledged  PacSpace has counted the batch at OFFSET (see `ingester balance`): pass it
@@ -156,6 +159,8 @@ def _login() -> str:
 
 async def _show(settings: DoubtSettings, asked: Target, *, as_json: bool) -> None:
     found = await _standings(settings, asked)
+    if asked.partition is not None:
+        found = [await looked_into(settings, each) for each in found]
     batches = {each.name: await formed(settings, each) for each in found}
     now = time.time()
     if as_json:
@@ -165,26 +170,27 @@ async def _show(settings: DoubtSettings, asked: Target, *, as_json: bool) -> Non
     lines = [*table(found, batches, now, asked.offset)]
     for each in found:
         lines += remarks(each)
-        if asked.offset is not None:
-            lines += details(each, batches[each.name], asked.offset)
-    if not lines:
-        where = asked.topic or ", ".join(settings.topics)
-        lines = [f"Nothing of {where} is in doubt in the group {settings.group_id}."]
-    elif any(each.owner for each in found):
-        lines.append(
-            "What has a worker may simply be in flight: decide only where that worker has halted"
-            " the partition (partition.halted in its log, /status)."
-        )
+    lines += details(found, batches, asked.offset)
+    if asked.partition is None:
+        if not lines:
+            where = asked.topic or ", ".join(settings.topics)
+            lines.append(f"Nothing of {where} is in doubt in the group {settings.group_id}.")
+        lines += behind(found)
+    elif not found[0].doubts_at(asked.offset):
+        lines += nothing_in_doubt(found[0], asked.offset)
     sys.stdout.write("\n".join(lines) + "\n")
 
 
 async def _standings(settings: LedgerSettings, asked: Target) -> Sequence[Standing]:
     topics = settings.topics if asked.topic is None else (asked.topic,)
     found = await standings(settings, topics, asked.partition)
-    if asked.partition is not None and not found:
+    if not found:
+        what = ", ".join(topics)
+        if asked.partition is not None:
+            what = f"{what}:{asked.partition}"
         raise UsageError(
-            f"the group {settings.group_id} has committed nothing of {asked.topic}:"
-            f"{asked.partition}: is the partition right, and INGESTER_GROUP_ID?"
+            f"the group {settings.group_id} has no committed offset of {what}, so that nothing of"
+            " it can be in doubt: is INGESTER_GROUP_ID right, and has a worker run?"
         )
     return found
 
@@ -271,6 +277,11 @@ def decide(standing: Standing, offset: int, decision: Decision) -> tuple[Range, 
         )
         return intent.range, f"{name}{shown(intent.range)} {fate}"
     if decision == "resend" and offset == standing.start.offset and not standing.in_doubt:
+        if standing.owner is None and standing.start.halt_reason is None:
+            raise UsageError(
+                f"no worker has {name}, so that none has halted it, and nothing of it is in doubt:"
+                f" whoever gets it next begins at offset {offset} without a decision"
+            )
         return (offset, offset + 1), f"{name} is tried again from offset {offset} on."
     raise UsageError(nothing_at(standing, offset))
 

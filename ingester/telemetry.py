@@ -29,6 +29,7 @@ from ingester.core.delivery import (
     Throttled,
 )
 from ingester.core.messages import Commit, HaltPartition, Start
+from ingester.core.receipt import Replay, Resolution
 from ingester.core.record import TopicPartition
 
 _OUTCOME_LABELS: dict[type[Outcome], str] = {
@@ -299,8 +300,28 @@ class Telemetry:
     def partition_moved(self, partition: TopicPartition, seconds: float) -> None:
         self._log.info("partition.moved", partition=str(partition), stalled_seconds=round(seconds))
 
-    def partition_reopened(self, partition: TopicPartition, start: Start) -> None:
-        self._log.info("partition.reopened", partition=str(partition), offset=start.offset)
+    def partition_reopened(
+        self, partition: TopicPartition, start: Start, decisions: Sequence[Resolution | Replay]
+    ) -> None:
+        self._log.info(
+            "partition.reopened",
+            partition=str(partition),
+            offset=start.offset,
+            decisions=[
+                {
+                    "first_offset": each.first_offset,
+                    "next_offset": each.next_offset,
+                    "decision": (
+                        each.decision
+                        if isinstance(each, Resolution)
+                        else f"replay {each.name} {each.state}"
+                    ),
+                    "by": each.by,
+                    "reason": each.reason,
+                }
+                for each in decisions[:_LISTED_MAX]
+            ],
+        )
 
     def partitions_revoked(self, partitions: Iterable[TopicPartition], *, drained: bool) -> None:
         log = self._log.info if drained else self._log.warning
@@ -404,8 +425,7 @@ class Telemetry:
             partition=str(halt.partition),
             reason=halt.reason,
             detail="nothing of it is lost or committed past, and the other partitions go on; mend"
-            " the cause; then decide with `ingester resolve`, or restart this worker: it tries"
-            " again from the committed offset",
+            f" the cause: `ingester resolve {halt.partition}` says by which command it goes on",
         )
 
 

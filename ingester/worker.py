@@ -285,7 +285,7 @@ class Worker:
             assignment = self._assignment
             try:
                 decided = await self._decisions.taken(halted)
-                starts = await self._starts(decided) if decided else {}
+                starts = await self._starts(list(decided)) if decided else {}
             except IngesterError as error:
                 self._telemetry.decisions_retried(str(error))
                 continue
@@ -295,7 +295,7 @@ class Worker:
                 if self._pipeline.may_be_reopened(name):
                     self._consumer.seek(name, start.offset)
                     self._handle(PartitionReopened(name, start, time.time()))
-                    self._telemetry.partition_reopened(name, start)
+                    self._telemetry.partition_reopened(name, start, decided[name])
 
     async def _drain(self) -> bool:
         """Settle what was read for half of the time, then only what may have been applied.

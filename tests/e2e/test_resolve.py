@@ -28,6 +28,12 @@ HALTING = {"in_doubt": "halt", "linger_seconds": "0.5", "drain_timeout_seconds":
 
 
 @pytest.fixture
+async def group(group_of: GroupOf, topic: TopicFactory) -> Group:
+    """Over one topic, whose partition 0 is the one that halts."""
+    return group_of(await topic(2))
+
+
+@pytest.fixture
 def resolve(ingesters: Ingesters) -> Resolve:
     """Runs `ingester resolve` with what it needs of a group's settings: nothing of PacSpace's."""
 
@@ -68,8 +74,7 @@ DECISIONS = pytest.mark.parametrize(
 
 @DECISIONS
 async def test_a_running_worker_goes_on_after_a_decision(
-    group_of: GroupOf,
-    topic: TopicFactory,
+    group: Group,
     simulator: Simulator,
     resolve: Resolve,
     fault: str,
@@ -78,7 +83,6 @@ async def test_a_running_worker_goes_on_after_a_decision(
 ) -> None:
     """What halted in doubt is passed or sent again without a restart, and totals are exact."""
     simulator.add_faults(fail_once(fault))
-    group = group_of(await topic(2))
     name = f"{group.topics[0]}:0"
     events = usage(350)
     await group.produce(events, partition=0)
@@ -99,6 +103,15 @@ async def test_a_running_worker_goes_on_after_a_decision(
     assert simulator.report()["replayed"] == replayed
     (reopened,) = worker.events("partition.reopened")
     assert reopened["partition"] == name
+    assert reopened["decisions"] == [
+        {
+            "first_offset": first_offset,
+            "next_offset": lost["next_offset"],
+            "decision": decision,
+            "by": "ann",
+            "reason": "looked it up",
+        }
+    ]
     assert worker.status()["partitions"][name]["halted"] is None
     assert f"{name}[{first_offset},{lost['next_offset']}) is " in written.stdout
     assert "may simply be in flight" in written.stderr
@@ -110,8 +123,7 @@ async def test_a_running_worker_goes_on_after_a_decision(
 
 @DECISIONS
 async def test_a_stopped_worker_takes_the_decision_at_its_start(
-    group_of: GroupOf,
-    topic: TopicFactory,
+    group: Group,
     simulator: Simulator,
     resolve: Resolve,
     fault: str,
@@ -120,7 +132,6 @@ async def test_a_stopped_worker_takes_the_decision_at_its_start(
 ) -> None:
     """A decision made while nobody runs is acted upon by the next worker before anything else."""
     simulator.add_faults(fail_once(fault))
-    group = group_of(await topic())
     events = usage(80)
     await group.produce(events, partition=0)
     worker = group.start(**HALTING)
@@ -138,11 +149,10 @@ async def test_a_stopped_worker_takes_the_decision_at_its_start(
 
 
 async def test_one_decision_is_good_for_one_reopening(
-    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, resolve: Resolve
+    group: Group, simulator: Simulator, resolve: Resolve
 ) -> None:
     """What is lost again after it was sent again waits for another decision, and takes the same."""
     simulator.add_faults(fail_once("lose"), fail_once("drop"))
-    group = group_of(await topic())
     name = f"{group.topics[0]}:0"
     events = usage(80)
     await group.produce(events, partition=0)
@@ -160,10 +170,9 @@ async def test_one_decision_is_good_for_one_reopening(
 
 
 async def test_what_is_too_old_to_be_sent_again_is_decided_about(
-    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, resolve: Resolve
+    group: Group, simulator: Simulator, resolve: Resolve
 ) -> None:
     """Past INGESTER_IDEMPOTENCY_WINDOW_SECONDS a partition halts until each batch is decided."""
-    group = group_of(await topic())
     (name,) = group.topics
     events = usage(30)
     await group.produce(events, partition=0)
@@ -215,10 +224,9 @@ async def test_a_conflict_is_decided_about(
 
 
 async def test_what_retention_took_is_skipped_only_by_decision(
-    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, resolve: Resolve
+    group: Group, simulator: Simulator, resolve: Resolve
 ) -> None:
     """The gap is noted among the receipts with what a person said of it, and the rest settled."""
-    group = group_of(await topic())
     (name,) = group.topics
     events = usage(70)
     await group.produce(events[:20], partition=0)
@@ -230,6 +238,8 @@ async def test_what_retention_took_is_skipped_only_by_decision(
     await delete_records(group, before_offset=45)
     worker = group.start()
     assert f"ingester resolve {name}:0:20 --as skipped" in halt_of(worker)["reason"]
+    assert f"`ingester resolve {name}:0` says" in halt_of(worker)["detail"]
+    assert f"ingester resolve {name}:0:20 --as skipped" in resolve(group, f"{name}:0").stdout
 
     skipped = resolve(group, f"{name}:0:20", "--as", "skipped", "--reason", "estimated on paper")
 
@@ -243,10 +253,9 @@ async def test_what_retention_took_is_skipped_only_by_decision(
 
 
 async def test_a_batch_that_retention_cut_into_is_skipped_as_a_whole(
-    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, resolve: Resolve
+    group: Group, simulator: Simulator, resolve: Resolve
 ) -> None:
     """What is left of a batch in doubt cannot be sent under its key, and is passed with the gap."""
-    group = group_of(await topic())
     (name,) = group.topics
     events = usage(70)
     await group.produce(events, partition=0)
@@ -265,10 +274,9 @@ async def test_a_batch_that_retention_cut_into_is_skipped_as_a_whole(
 
 
 async def test_too_many_dead_letters_are_tried_again_by_decision(
-    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, resolve: Resolve
+    group: Group, simulator: Simulator, resolve: Resolve
 ) -> None:
     """At the limit the partition halts; `resend` at the committed offset lets it go on."""
-    group = group_of(await topic())
     (name,) = group.topics
     worker = group.start(dead_letters_max="5", dead_letter_share_max="0.1")
     await produce(group.servers, name, [b"bad"] * 4, partition=0)
@@ -278,6 +286,9 @@ async def test_too_many_dead_letters_are_tried_again_by_decision(
     await group.commits({0: 6})  # what passes the limit is the last that is written
     await produce(group.servers, name, [b"bad"] * 2, partition=0)
 
+    assert f"with nothing in doubt: {name}:0 (6 of 8, worker at " in resolve(group).stdout
+    shown = resolve(group, f"{name}:0").stdout
+    assert f"  ingester resolve {name}:0:6 --as resend --reason ...\n" in shown
     resolve(group, f"{name}:0:6", "--as", "resend", "--reason", "they are meant to be refused")
 
     await group.produce(usage(21), partition=0)
@@ -287,10 +298,9 @@ async def test_too_many_dead_letters_are_tried_again_by_decision(
 
 
 async def test_metadata_of_a_newer_version_halts(
-    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, resolve: Resolve
+    group: Group, simulator: Simulator, resolve: Resolve
 ) -> None:
     """What was in doubt there is not known, so nothing is sent, and nothing can be decided."""
-    group = group_of(await topic())
     (name,) = group.topics
     await group.produce(usage(30), partition=0)
     await plant(group.servers, group.name, name, 10, "pacspace9:AAAA")
@@ -305,10 +315,9 @@ async def test_metadata_of_a_newer_version_halts(
 
 
 async def test_metadata_of_somebody_else_is_replaced_aloud(
-    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, resolve: Resolve
+    group: Group, simulator: Simulator, resolve: Resolve
 ) -> None:
     """A worker says what it found where its intents go, and settles on from the offset."""
-    group = group_of(await topic())
     (name,) = group.topics
     events = usage(30)
     await group.produce(events, partition=0)

@@ -38,6 +38,8 @@ async def test_what_cannot_be_read_is_passed_by_a_decision(
     assert simulator.report()["keys"] == totals(events[:8])
 
     why = ("--as", "skipped", "--reason", "header names are no UTF-8")
+    shown = ingesters.run("resolve", f"{name}:0", settings=group.settings()).stdout
+    assert f"{name}:0[8,10) cannot be read. To go on without: ingester resolve {name}:0:8" in shown
     refused = ingesters.run("resolve", f"{name}:0:12", *why, settings=group.settings())
     decided = ingesters.run("resolve", f"{name}:0:8", *why, settings=group.settings())
 

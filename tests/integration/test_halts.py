@@ -71,7 +71,8 @@ async def test_a_decision_made_before_the_first_look_is_found(bookkeeping: Bookk
 
     decided = await bookkeeping.decisions.taken({source: HALTED, other: HALTED})
 
-    assert decided == [source]
+    assert list(decided) == [source]
+    assert [(each.decision, each.by) for each in decided[source]] == [("resend", "ann")]
 
 
 async def test_a_decision_stands_until_the_partition_begins_anew(bookkeeping: Bookkeeping) -> None:
@@ -81,12 +82,12 @@ async def test_a_decision_stands_until_the_partition_begins_anew(bookkeeping: Bo
     await bookkeeping.decide(source, "resend")
 
     for _ in range(2):
-        assert await bookkeeping.decisions.taken({source: HALTED}) == [source]
+        assert await bookkeeping.decisions.taken({source: HALTED})
     await bookkeeping.look_up(source)
-    assert await bookkeeping.decisions.taken({source: HALTED}) == []
+    assert await bookkeeping.decisions.taken({source: HALTED}) == {}
 
     await bookkeeping.decide(source, "resend")
-    assert await bookkeeping.decisions.taken({source: HALTED}) == [source]
+    assert await bookkeeping.decisions.taken({source: HALTED})
 
 
 async def test_a_decision_about_what_is_settled_reopens_nothing(bookkeeping: Bookkeeping) -> None:
@@ -95,7 +96,7 @@ async def test_a_decision_about_what_is_settled_reopens_nothing(bookkeeping: Boo
     await bookkeeping.look_up(source)
     await bookkeeping.decide(source, "resend", (0, 100))
 
-    assert await bookkeeping.decisions.taken({source: HALTED}) == []
+    assert await bookkeeping.decisions.taken({source: HALTED}) == {}
 
 
 async def test_topics_that_share_a_receipts_topic_find_their_notes(

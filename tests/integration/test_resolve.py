@@ -106,7 +106,7 @@ def test_shows_what_is_in_doubt_and_what_it_holds(books: Books) -> None:
     shown = books.shown(books.topic)
 
     assert listed.returncode == detailed.returncode == 0
-    heading, first, second = listed.stdout.splitlines()
+    heading, first, second, *below = listed.stdout.splitlines()
     assert heading.split() == [
         "PARTITION", "RANGE", "SINCE", "AGE", "ITEMS", "BITS", "KEY", "DECIDED", "WORKER"
     ]  # fmt: skip
@@ -128,15 +128,53 @@ def test_shows_what_is_in_doubt_and_what_it_holds(books: Books) -> None:
         assert doubt["batch"]["bits"] == sum(by_key.values())
         assert doubt["batch"]["idempotencyKey"] in listed.stdout
     for key, bits in doubts[40]["batch"]["bitsByKey"].items():
-        assert f"  {bits} for {key}\n" in detailed.stdout
+        assert f"  {bits} for {key}: ingester balance {key}\n" in detailed.stdout
+    by_key = sorted(doubts[20]["batch"]["bitsByKey"].items())
+    decide = f"ingester resolve {books.topic}:0:20 --as"
+    assert below[:7] == [
+        f"{books.topic}:0[20,30) holds, to be compared with the balances:",
+        *(f"  {bits} for {key}: ingester balance {key}" for key, bits in by_key[:3]),
+        "  and 4 keys more (--json has all)",
+        f"  counted by PacSpace: {decide} acknowledged --reason ...",
+        f"  not counted: {decide} resend --reason ...",
+    ]
+    assert shown["commandsIfHalted"] == [
+        f"ingester resolve {books.topic}:0:{offset} --as {decision} --reason ..."
+        for offset in (20, 40)
+        for decision in ("acknowledged", "resend")
+    ]
 
 
-def test_says_that_nothing_is_in_doubt(books: Books) -> None:
-    """A group that has committed nothing is told from one with doubts by a sentence."""
-    listed = books.resolve(group_id="nobody")
+def test_a_group_without_committed_offsets_is_none_without_doubts(books: Books) -> None:
+    """A misspelt or renamed group should not calm anybody: with receipts it is told from a new one,
+    which ends with 64.
+    """
+    renamed = books.resolve(group_id="nobody")
+    new = books.resolve(group_id="nobody", receipts="off")
 
-    assert listed.returncode == 0, listed.stderr
-    assert listed.stdout == f"Nothing of {books.topic} is in doubt in the group nobody.\n"
+    assert renamed.returncode == 0
+    assert f"{books.topic}:0: the group has no committed offset" in renamed.stdout
+    assert f"ingester resolve {books.topic}:0:0 --as resend" in renamed.stdout
+    assert new.returncode == 64
+    assert new.stdout == ""
+    assert f"the group nobody has no committed offset of {books.topic}" in new.stderr
+
+
+async def test_says_that_nothing_is_in_doubt(books: Books) -> None:
+    """What is behind, and may have halted without a doubt, is named with where to look."""
+    await plant(books.servers, books.group, books.topic, 60, "")
+    settled = books.resolve()
+    await plant(books.servers, books.group, books.topic, 50, "")
+    listed = books.resolve()
+    asked = books.resolve(f"{books.topic}:0")
+
+    assert listed.returncode == settled.returncode == asked.returncode == 0
+    assert settled.stdout == f"Nothing of {books.topic} is in doubt in the group {books.group}.\n"
+    assert f"nothing in doubt: {books.topic}:0 (50 of 60, no worker)" in listed.stdout
+    assert "`halted` of its /status" in listed.stdout
+    assert "50 is the next offset to be settled, the log ends at 60" in asked.stdout
+    assert "No worker has it." in asked.stdout
+    assert books.shown()["commandsIfHalted"] == []
 
 
 async def test_a_batch_that_cannot_be_formed_is_shown_without_contents(books: Books) -> None:
@@ -150,7 +188,8 @@ async def test_a_batch_that_cannot_be_formed_is_shown_without_contents(books: Bo
 
     assert "cannot be formed" in detailed.stdout
     assert "INGESTER_UNKNOWN_MEMBERS or INGESTER_BODY_BYTES_MAX differ" in detailed.stdout
-    assert "It holds" not in detailed.stdout
+    assert " holds" not in detailed.stdout
+    assert f"{books.topic}:0:60 --as skipped" in detailed.stdout
 
 
 @pytest.mark.parametrize(
@@ -168,7 +207,7 @@ async def test_a_batch_that_cannot_be_formed_is_shown_without_contents(books: Bo
             "skipped",
             "[20,30) is in the log and can be formed again as it was",
         ),
-        ("{topic}:7:20", "acknowledged", "has committed nothing of {topic}:7"),
+        ("{topic}:7:20", "acknowledged", "has no committed offset of {topic}:7"),
         ("other:0:20", "acknowledged", "other is none of INGESTER_TOPIC ({topic})"),
         ("{topic}:0", "acknowledged", "name TOPIC:PARTITION:OFFSET"),
         ("{topic}:0:x", "acknowledged", "should be TOPIC, TOPIC:PARTITION or"),
@@ -297,19 +336,25 @@ async def test_what_was_skipped_is_not_skipped_again(books: Books) -> None:
     assert [each["firstOffset"] for each in books.shown()["inDoubt"]] == [40]
 
 
-async def test_a_partition_without_doubts_is_tried_again(books: Books) -> None:
-    """`resend` at the next offset to be settled, and at no other, is a decision about nothing."""
+@pytest.mark.parametrize(
+    ("offset", "decision", "said"),
+    [
+        (21, "resend", "20 is the next offset to be settled"),
+        (20, "acknowledged", "20 is the next offset to be settled"),
+        (20, "resend", "no worker has {topic}:0, so that none has halted it"),
+    ],
+)
+async def test_without_doubt_and_worker_there_is_nothing_to_decide(
+    books: Books, offset: int, decision: str, said: str
+) -> None:
+    """Exit code 64: what no worker has, none can have halted."""
     await plant(books.servers, books.group, books.topic, 20, "")
 
-    elsewhere = books.resolve(f"{books.topic}:0:21", "--as", "resend", *WHY)
-    here = books.resolve(f"{books.topic}:0:20", "--as", "resend", *WHY)
+    ended = books.resolve(f"{books.topic}:0:{offset}", "--as", decision, *WHY)
 
-    assert elsewhere.returncode == 64
-    assert "20 is the next offset to be settled" in elsewhere.stderr
-    assert here.returncode == 0
-    assert f"{books.topic}:0 is tried again from offset 20 on" in here.stdout
-    (note,) = await books.notes()
-    assert (note["firstOffset"], note["nextOffset"]) == (20, 21)
+    assert ended.returncode == 64
+    assert said.format(topic=books.topic) in ended.stderr
+    assert await books.notes() == []
 
 
 @pytest.mark.container

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import get_args
@@ -10,9 +11,11 @@ import pytest
 
 from ingester import errors
 from ingester.config import updated_markdown
+from ingester.core.batch import BatchBuilder, BatchLimits
 from ingester.core.delivery import TABLE
-from ingester.core.event import RejectionCode
-from ingester.core.receipt import Receipt
+from ingester.core.event import RejectionCode, event_decoder
+from ingester.core.receipt import Note
+from tests.support.records import PARTITION, usage_records
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,9 +71,22 @@ def test_every_status_is_explained() -> None:
             assert str(status) in table, status
 
 
-def test_every_member_of_a_receipt_is_named() -> None:
-    """The chapter on receipts names what a receipt holds."""
-    chapter = README[README.index("## Receipts") : README.index("## Settings")]
-    members = set(Receipt.__struct_encode_fields__) - {"topic", "partition"}
-    for member in members:
-        assert f"`{member}`" in chapter, member
+@pytest.mark.parametrize("note", get_args(Note))
+def test_every_member_of_a_note_is_explained(note: type[Note]) -> None:
+    """docs/receipts.md lists what each kind of note holds, and nothing else."""
+    document = (ROOT / "docs" / "receipts.md").read_text("utf-8")
+    tables = dict(zip(get_args(Note), document.split("\n## ")[1:], strict=True))
+    rows = re.findall(r"^\| (`.*?) \|", tables[note], re.MULTILINE)
+    named = [member for row in rows for member in re.findall(r"`(\w+)`", row)]
+
+    assert named == ["kind", *note.__struct_encode_fields__]
+    assert f"| `kind` | string | `{note.__struct_config__.tag}` |" in document
+
+
+def test_the_digest_of_a_receipt_is_as_explained() -> None:
+    """Whoever forms the body again can compute the digest by what docs/receipts.md says."""
+    limits = BatchLimits(10, body_bytes_max=2**20, linger_seconds=0)
+    batch = BatchBuilder(PARTITION, 0, limits, event_decoder("refuse")).form(usage_records(3))
+
+    assert batch.body_digest == hashlib.blake2b(batch.body, digest_size=20).digest()
+    assert re.fullmatch("ingester-[0-9a-f]{40}", batch.idempotency_key)
