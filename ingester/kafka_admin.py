@@ -185,16 +185,9 @@ class KafkaAdmin:
 
     async def owners(self, group_id: str) -> Mapping[TopicPartition, str]:
         """The host of the member that has each partition now; empty when the group has none."""
-        async with self._session() as connection:
-            error, response = await self._ask_coordinator(
-                connection, group_id, DescribeGroupsRequest([group_id]), _group_error
-            )
-            if error:
-                raise kafka_errors.for_code(error)(f"the group {group_id} cannot be described")
-        members = response.groups[0][5]
         return {
             TopicPartition(*partition): host.removeprefix("/")
-            for _, _, host, _, assignment in members
+            for _, _, host, _, assignment in await self._members(group_id)
             if assignment  # none yet while the group is being rebalanced
             for partition in ConsumerProtocolMemberAssignment.decode(assignment).partitions()
         }
@@ -323,6 +316,20 @@ class KafkaAdmin:
         if state == "Dead":
             return "does not exist yet"
         return f"{state.lower()}, {len(members)} member{'' if len(members) == 1 else 's'}"
+
+    async def member_hosts(self, group_id: str) -> Mapping[str, str]:
+        """The host of each member of a group, by the id that the coordinator gave it."""
+        members = await self._members(group_id)
+        return {member_id: host.removeprefix("/") for member_id, _, host, *_ in members}
+
+    async def _members(self, group_id: str) -> Any:
+        async with self._session() as connection:
+            error, response = await self._ask_coordinator(
+                connection, group_id, DescribeGroupsRequest([group_id]), _group_error
+            )
+            if error:
+                raise kafka_errors.for_code(error)(f"the group {group_id} cannot be described")
+        return response.groups[0][5]
 
     async def _ask_coordinator(
         self, connection: _Connection, group_id: str, request: Any, error_of: Callable[[Any], int]

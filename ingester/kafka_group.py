@@ -8,8 +8,9 @@ errors that an operator can act on.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -22,6 +23,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from ingester.core.messages import Commit, ReadFailed, Start
 from ingester.core.record import Record, TopicPartition
+from ingester.errors import ConfigurationError, IngesterError
 from ingester.kafka import (
     FETCH_WAIT_SECONDS,
     POLL_SECONDS,
@@ -31,12 +33,13 @@ from ingester.kafka import (
     sentence,
     translate,
 )
-from ingester.kafka_admin import client_options
+from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin, client_options
 from ingester.kafka_reading import UnreadableRecordError, read_in_lists
 from ingester.settings import Settings
 
 _POLL_RECORDS_MAX: Final = 500  # 0.5 ms of work, for which answers wait
 _HEARTBEATS_PER_SESSION: Final = 3
+_MEMBER_ID_SUFFIX: Final = "-[A-Za-z0-9_-]{22,36}"  # a UUID as one coordinator or the other writes
 
 
 class RebalanceListener(Protocol):
@@ -95,6 +98,9 @@ class UsageConsumer:
             fetch_max_bytes=settings.fetch_bytes_max,
             max_partition_fetch_bytes=settings.partition_fetch_bytes_max,
         )
+        self._admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
+        self._group_id = settings.group_id
+        self._instance_id = settings.group_instance_id
         self._topics = settings.topics
         self._listener = listener
         self._session_timeout_seconds = settings.session_timeout_seconds
@@ -114,7 +120,7 @@ class UsageConsumer:
         read_in_lists(self._consumer, _POLL_RECORDS_MAX)
         self._watch_membership()
         self._watch_polls()
-        listener = _Listener(self._listener, self._joined, self._begin_at)
+        listener = _Listener(self._listener, self._place_taken, self._joined, self._begin_at)
         self._consumer.subscribe(self._topics, listener=listener)
 
     def _watch_membership(self) -> None:
@@ -251,6 +257,30 @@ class UsageConsumer:
         """Fetch this partition from here on."""
         self._consumer.seek(aiokafka.TopicPartition(*partition), offset)
 
+    async def _place_taken(self) -> ConfigurationError | None:
+        """Say so where another member has come under this one's id, which must not be joined again.
+
+        The coordinator then does not know this member any more, as after a session that was too
+        long; the client asks in a version that tells no more. But of static members the id begins
+        with the one that they were given.
+        """
+        is_forgotten = self._membership is not None and not self._coordinator.member_id
+        if self._instance_id is None or not is_forgotten:
+            return None
+        try:
+            hosts = await self._admin.member_hosts(self._group_id)
+        except IngesterError:
+            return None  # nor can it be joined now; the next session that ends asks again
+        pattern = re.compile(re.escape(self._instance_id) + _MEMBER_ID_SUFFIX)
+        host = next((hosts[each] for each in hosts if pattern.fullmatch(each)), None)
+        if host is None:
+            return None
+        return ConfigurationError(
+            f"another member of the group {self._group_id}, at {host}, has taken this worker's"
+            f" place: both have INGESTER_GROUP_INSTANCE_ID={self._instance_id}. Give each worker an"
+            " id of its own. Nothing is lost."
+        )
+
     def _joined(self) -> None:
         """Remain a member while it is looked up where to begin, however long that takes.
 
@@ -294,10 +324,12 @@ class _Listener(ConsumerRebalanceListener):
     def __init__(
         self,
         listener: RebalanceListener,
+        place_taken: Callable[[], Awaitable[ConfigurationError | None]],
         joined: Callable[[], None],
         begin_at: Callable[[Mapping[TopicPartition, Start]], None],
     ) -> None:
         self._listener = listener
+        self._place_taken = place_taken
         self._joined = joined
         self._begin_at = begin_at
 
@@ -305,8 +337,13 @@ class _Listener(ConsumerRebalanceListener):
         del revoked  # always everything: the client knows only eager rebalancing
         try:
             await self._listener.partitions_revoked()
+            taken = await self._place_taken()
         except Exception as error:  # noqa: BLE001 -- see the class
             self._listener.rebalance_failed(error)
+            return
+        if taken is not None:
+            self._listener.rebalance_failed(taken)
+            await asyncio.Event().wait()  # until it is closed: to join would evict the other
 
     async def on_partitions_assigned(self, assigned: Sequence[tuple[str, int]]) -> None:
         self._joined()
