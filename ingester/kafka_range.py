@@ -1,13 +1,14 @@
-"""Reads a range of a partition once more, beside the consumer that has passed it.
+"""Reads ranges of partitions once more, beside the consumer that has passed them.
 
 For batches that PacSpace refuses, whose records nobody kept: keeping all for the sake of a few
-would take several times the memory. And for a look at what that consumer cannot read.
+would take several times the memory. For a look at what that consumer cannot read; and for whoever
+audits what it has read.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -24,6 +25,67 @@ from ingester.settings import KafkaSettings
 
 _READ_SECONDS_MAX: Final = 30.0
 _READ_RECORDS_MAX: Final = 500
+
+
+async def stream(
+    settings: KafkaSettings, extents: Mapping[TopicPartition, Range]
+) -> AsyncIterator[tuple[TopicPartition, Sequence[Record]]]:
+    """Yield what the log has of one range of each partition, in lists, in the order of each.
+
+    Records that cannot be read are left out, and those of their record batch behind them.
+    UnavailableError when Kafka does not answer for long.
+    """
+    ends = {aiokafka.TopicPartition(*name): end for name, (at, end) in extents.items() if at < end}
+    if not ends:
+        return
+    consumer = group_less_consumer(settings)
+    try:
+        await consumer.start()
+        read_in_lists(consumer, _READ_RECORDS_MAX)
+        consumer.assign(list(ends))
+        for name in ends:
+            consumer.seek(name, extents[TopicPartition(*name)][0])
+        left = list(ends)
+        while left:
+            async with asyncio.timeout(_READ_SECONDS_MAX):
+                name, records = await _list_of(consumer, left)
+            end = ends[name]
+            if records and records[-1].offset >= end:
+                records = [record for record in records if record.offset < end]
+            if records:
+                yield TopicPartition(*name), records
+            left = [each for each in left if await consumer.position(each) < ends[each]]
+            consumer.pause(*(each for each in ends if each not in left))
+    except TimeoutError as error:
+        asked = ", ".join(map(str, extents))
+        raise UnavailableError(
+            f"Kafka gave nothing of {asked} for {_READ_SECONDS_MAX:g} s. `ingester check` says why."
+        ) from error
+    except kafka_errors.KafkaError as error:
+        raise translate(error, "Kafka") from error
+    finally:
+        await closed(consumer.stop())
+
+
+async def _list_of(
+    consumer: AIOKafkaConsumer, names: Sequence[aiokafka.TopicPartition]
+) -> tuple[aiokafka.TopicPartition, Sequence[Record]]:
+    """Return the next records of one of these; none where the position moved without any."""
+    before = {name: await consumer.position(name) for name in names}
+    while True:
+        try:
+            fetched: Any = await consumer.getmany(
+                *names, timeout_ms=int(POLL_SECONDS * 1000), max_records=1
+            )
+        except UnreadableRecordError as error:
+            name = aiokafka.TopicPartition(*error.partition)
+            consumer.seek(name, error.next_offset)
+            return name, ()
+        for name, lists in fetched.items():
+            return name, [record for records in lists for record in records]
+        for name in names:
+            if await consumer.position(name) > before[name]:
+                return name, ()
 
 
 class RangeReader:

@@ -162,6 +162,14 @@ class PacspaceSettings(Group):
     request_timeout_seconds: Seconds = Field(
         30, ge=0.1, le=600, description="Longest wait for the answer to a request."
     )
+    # One socket each, and 1,024 is the usual limit of open files.
+    requests_in_flight_max: Count = Field(
+        32,
+        ge=1,
+        le=512,
+        description="Requests that a worker may have open at once; it has fewer while the endpoint"
+        " bears no more.",
+    )
 
     @property
     def pacspace_host(self) -> str:
@@ -212,7 +220,7 @@ class EventSettings(Group):
 
 
 class LedgerSettings(KafkaSettings):
-    """Where a group keeps what it has settled, and what is in doubt."""
+    """Where a group keeps what it has settled, what it could not, and what is in doubt."""
 
     group_id: str = Field(
         "pacspace-ingester", min_length=1, max_length=255, description="Kafka's consumer group."
@@ -226,13 +234,54 @@ class LedgerSettings(KafkaSettings):
         None,
         description="Topic of the receipts; unset means `<topic>.receipts` for each topic.",
     )
+    dead_letter_topic: TopicName | None = Field(
+        None,
+        description="Topic of the records that cannot be settled; unset means "
+        "`<topic>.dead-letters` for each topic.",
+    )
 
     def receipts_topic_for(self, topic: str) -> str:
         """Where the receipts of a usage topic's batches go."""
         return self.receipts_topic or f"{topic}.receipts"
 
+    def dead_letter_topic_for(self, topic: str) -> str:
+        """Where the records of a usage topic go that cannot be settled."""
+        return self.dead_letter_topic or f"{topic}.dead-letters"
 
-class Settings(PacspaceSettings, LedgerSettings, EventSettings):
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Adds dead letters and receipts that would be read as usage."""
+        yield from super().contradictions()
+        dead_letter_topics = {self.dead_letter_topic_for(topic) for topic in self.topics}
+        if dead_letter_topics & set(self.topics):
+            yield Contradiction(
+                "dead_letter_topic_is_a_source",
+                "dead letters would be read again for ever: {topic} and {dead_letter_topic} must "
+                "differ",
+            )
+        receipts_topics = {self.receipts_topic_for(topic) for topic in self.topics}
+        if receipts_topics & (set(self.topics) | dead_letter_topics):
+            yield Contradiction(
+                "receipts_topic_is_another_topic",
+                "{receipts_topic} must be neither {topic} nor {dead_letter_topic}",
+            )
+        if max(map(len, dead_letter_topics)) > TOPIC_NAME_LENGTH_MAX:
+            yield Contradiction(
+                "dead_letter_topic_name_too_long",
+                f"{{topic}} leaves no room for .dead-letters within {TOPIC_NAME_LENGTH_MAX} "
+                "characters: name a {dead_letter_topic}",
+            )
+
+
+class HealthSettings(Group):
+    """Where a worker says how it is."""
+
+    http_listen: Listen = Field(
+        Address("127.0.0.1", 8080),
+        description="Where health and metrics are served, as HOST:PORT, or `off`.",
+    )
+
+
+class Settings(PacspaceSettings, LedgerSettings, EventSettings, HealthSettings):
     """Everything that the worker runs by."""
 
     group_instance_id: TopicName | None = Field(
@@ -258,14 +307,6 @@ class Settings(PacspaceSettings, LedgerSettings, EventSettings):
     # Zero sends what is there; an hour is as late as usage is still news.
     linger_seconds: Seconds = Field(
         0.05, ge=0, le=3600, description="Longest wait of an item for its batch to fill."
-    )
-    # One socket each, and 1,024 is the usual limit of open files.
-    requests_in_flight_max: Count = Field(
-        32,
-        ge=1,
-        le=512,
-        description="Requests that a worker may have open at once; it has fewer while the endpoint"
-        " bears no more.",
     )
     # One a minute is a trickle for tests of patience; a million is no limit.
     requests_per_second_max: Number | None = Field(
@@ -312,11 +353,6 @@ class Settings(PacspaceSettings, LedgerSettings, EventSettings):
     startup_timeout_seconds: Seconds = Field(
         60, ge=1, le=3600, description="Longest wait for Kafka at the start."
     )
-    dead_letter_topic: TopicName | None = Field(
-        None,
-        description="Topic of the records that cannot be settled; unset means "
-        "`<topic>.dead-letters` for each topic.",
-    )
     # Beside some bad records nobody is to be woken; none at all may be meant, too.
     dead_letters_max: Count = Field(
         1000,
@@ -347,10 +383,6 @@ class Settings(PacspaceSettings, LedgerSettings, EventSettings):
         description="How long PacSpace remembers a key: what a former owner left in doubt for"
         " longer stops its partition.",
     )
-    http_listen: Listen = Field(
-        Address("127.0.0.1", 8080),
-        description="Where health and metrics are served, as HOST:PORT, or `off`.",
-    )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Lower] = Field(
         "info", description="Least severe log line that is written."
     )
@@ -365,12 +397,8 @@ class Settings(PacspaceSettings, LedgerSettings, EventSettings):
             return self.session_timeout_seconds * 0.8
         return self.drain_timeout_seconds
 
-    def dead_letter_topic_for(self, topic: str) -> str:
-        """Where the records of a usage topic go that cannot be settled."""
-        return self.dead_letter_topic or f"{topic}.dead-letters"
-
     def contradictions(self) -> Iterator[Contradiction]:
-        """Adds bounds that cross each other, and dead letters that would be read again."""
+        """Adds bounds that cross each other."""
         yield from super().contradictions()
         if self.drain_seconds >= self.session_timeout_seconds:
             yield Contradiction(
@@ -392,23 +420,4 @@ class Settings(PacspaceSettings, LedgerSettings, EventSettings):
             yield Contradiction(
                 "body_above_buffer",
                 "{buffer_bytes_max} must hold two batches of {body_bytes_max}",
-            )
-        dead_letter_topics = {self.dead_letter_topic_for(topic) for topic in self.topics}
-        if dead_letter_topics & set(self.topics):
-            yield Contradiction(
-                "dead_letter_topic_is_a_source",
-                "dead letters would be read again for ever: {topic} and {dead_letter_topic} must "
-                "differ",
-            )
-        receipts_topics = {self.receipts_topic_for(topic) for topic in self.topics}
-        if receipts_topics & (set(self.topics) | dead_letter_topics):
-            yield Contradiction(
-                "receipts_topic_is_another_topic",
-                "{receipts_topic} must be neither {topic} nor {dead_letter_topic}",
-            )
-        if max(map(len, dead_letter_topics)) > TOPIC_NAME_LENGTH_MAX:
-            yield Contradiction(
-                "dead_letter_topic_name_too_long",
-                f"{{topic}} leaves no room for .dead-letters within {TOPIC_NAME_LENGTH_MAX} "
-                "characters: name a {dead_letter_topic}",
             )

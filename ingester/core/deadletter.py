@@ -7,10 +7,12 @@ better halted than emptied into the dead-letter topic.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ingester.core.event import Rejection
-from ingester.core.record import Record
+from ingester.core.record import Record, TopicPartition
 
 _BUCKETS = 10  # of a window: what is older than it goes a tenth at a time
 
@@ -25,6 +27,39 @@ class DeadLetter:
     """What PacSpace answered to the item alone; None when it was never sent."""
     http_body: bytes = b""
     """The beginning of that answer."""
+
+
+class Origin(NamedTuple):
+    """What the headers of a dead letter say: which record it was, and why it is there."""
+
+    partition: TopicPartition
+    offset: int
+    code: str
+    detail: str
+    http_status: int | None
+    http_body: bytes
+
+
+def origin_of(headers: Sequence[tuple[str, bytes | None]]) -> Origin | None:
+    """Read the headers of a record in the dead-letter topic; None for one that is none of ours.
+
+    Those that were written last hold: what they say of a dead letter's own dead letter is before.
+    """
+    said = {name: (content or b"") for name, content in headers}
+    try:
+        status = said.get("ingester-http-status")
+        return Origin(
+            TopicPartition(
+                said["ingester-source-topic"].decode(), int(said["ingester-source-partition"])
+            ),
+            int(said["ingester-source-offset"]),
+            said["ingester-error-code"].decode("utf-8", "replace"),
+            said.get("ingester-error-detail", b"").decode("utf-8", "replace"),
+            int(status) if status is not None else None,
+            said.get("ingester-http-body", b""),
+        )
+    except (KeyError, ValueError):
+        return None
 
 
 @dataclass(frozen=True, slots=True)

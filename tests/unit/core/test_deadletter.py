@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ingester.core.deadletter import DeadLetterLimit, DeadLetterWindow
+from ingester.core.deadletter import DeadLetterLimit, DeadLetterWindow, origin_of
+from ingester.core.record import TopicPartition
 
 
 def window(
@@ -104,3 +105,39 @@ def test_records_that_are_refused_late_are_records_of_that_window() -> None:
 
     assert why is not None
     assert why.startswith("5 of 5 records within 60 s")
+
+
+HEADERS = [
+    ("ingester-error-code", b"refused"),
+    ("ingester-error-detail", b"no such account"),
+    ("ingester-source-topic", b"usage"),
+    ("ingester-source-partition", b"3"),
+    ("ingester-source-offset", b"17"),
+    ("ingester-http-status", b"422"),
+    ("ingester-http-body", b"{}"),
+]
+
+
+def test_a_dead_letter_says_where_it_came_from() -> None:
+    """What the headers of the last writer say, whatever the record's own are."""
+    own = [("trace", b"1"), ("ingester-source-topic", b"another"), ("ingester-error-code", None)]
+
+    origin = origin_of([*own, *HEADERS])
+
+    assert origin is not None
+    assert origin.partition == TopicPartition("usage", 3)
+    assert origin == (("usage", 3), 17, "refused", "no such account", 422, b"{}")
+
+
+@pytest.mark.parametrize("missing", range(5))
+def test_what_lacks_a_header_is_no_dead_letter(missing: int) -> None:
+    """Only the answer of PacSpace, and the sentence, may be missing."""
+    left = [each for number, each in enumerate(HEADERS[:5]) if number != missing]
+
+    assert (origin_of(left) is None) == (HEADERS[missing][0] != "ingester-error-detail")
+
+
+@pytest.mark.parametrize("content", [b"x", b"", b"\xff", None])
+def test_a_foreign_position_is_no_dead_letters(content: bytes | None) -> None:
+    """Somebody else's record in the topic is passed over."""
+    assert origin_of([*HEADERS, ("ingester-source-offset", content)]) is None
