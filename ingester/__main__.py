@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from types import FrameType
 
 _YOUNG_OBJECTS_MAX = 10_000
@@ -22,12 +23,13 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _exit)
     gc.disable()
-    from ingester.cli import main as command_line  # noqa: PLC0415 -- after the handler, as said
+    from ingester import cli  # noqa: PLC0415 -- after the handler, as said
 
+    app = cli.command_line(sys.argv[1:])
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS_MAX)
     gc.enable()
-    command_line()
+    cli.main(app)
 
 
 def _exit(number: int, _: FrameType | None) -> None:

@@ -126,6 +126,7 @@ class Telemetry:
 
     def __init__(self) -> None:
         self._log: Any = structlog.get_logger()
+        self._debug = self._log.is_enabled_for(logging.DEBUG)  # else nobody would read the facts
         self.registry = CollectorRegistry()
         self._records = Counter(
             "ingester_records",
@@ -158,8 +159,10 @@ class Telemetry:
             ["outcome"],
             registry=self.registry,
         )
-        for label in _OUTCOME_LABELS.values():  # an alert on what never happened must find a zero
-            self._requests.labels(label)
+        # Now, because an alert on what never happened must find a zero.
+        self._requests_by_outcome = {
+            kind: self._requests.labels(label) for kind, label in _OUTCOME_LABELS.items()
+        }
         self._request_seconds = Histogram(
             "ingester_request_seconds",
             "Seconds from sending a batch to its answer.",
@@ -332,23 +335,24 @@ class Telemetry:
 
     def attempt_ended(self, batch: Batch, attempt: int, outcome: Outcome, seconds: float) -> None:
         """The canonical line of an attempt; the metrics of a batch once it is acknowledged."""
-        self._requests.labels(_OUTCOME_LABELS[type(outcome)]).inc()
+        self._requests_by_outcome[type(outcome)].inc()
         self._request_seconds.observe(seconds)
         if isinstance(outcome, Acknowledged):
             topic = batch.partition.topic
             self._items.labels(topic).inc(batch.items_count)
             self._bits.labels(topic).inc(abs(batch.bits))
             self._batches.labels(topic).inc()
-            self._log.debug(
-                "batch.acknowledged",
-                **_range(batch),
-                items=batch.items_count,
-                bits=batch.bits,
-                batch_id=outcome.batch_id,
-                idempotency_key=batch.idempotency_key,
-                attempt=attempt,
-                seconds=round(seconds, 6),
-            )
+            if self._debug:
+                self._log.debug(
+                    "batch.acknowledged",
+                    **_range(batch),
+                    items=batch.items_count,
+                    bits=batch.bits,
+                    batch_id=outcome.batch_id,
+                    idempotency_key=batch.idempotency_key,
+                    attempt=attempt,
+                    seconds=round(seconds, 6),
+                )
             return
         self._log.warning(
             f"batch.{_OUTCOME_LABELS[type(outcome)]}",
@@ -397,9 +401,10 @@ class Telemetry:
 
     def offsets_committed(self, offsets: Mapping[TopicPartition, Commit]) -> None:
         self._commits.labels("committed").inc()
-        self._log.debug(
-            "offsets.committed", offsets={str(k): v.next_offset for k, v in offsets.items()}
-        )
+        if self._debug:
+            self._log.debug(
+                "offsets.committed", offsets={str(k): v.next_offset for k, v in offsets.items()}
+            )
 
     def commit_failed(self, reason: str) -> None:
         self._commits.labels("failed").inc()

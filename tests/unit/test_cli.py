@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from ingester.cli import app
+from ingester.cli import command_line
 
 
 def said(*arguments: str) -> str:
-    result = CliRunner().invoke(app, arguments, terminal_width=80)
+    result = CliRunner().invoke(command_line(arguments), arguments, terminal_width=80)
     assert result.exit_code == 0
     return result.output
 
