@@ -9,8 +9,8 @@ import asyncio
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from dataclasses import asdict
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 import typer
@@ -21,53 +21,23 @@ from ingester.core.delivery import Answer, AnswerLost, NothingSent, Response, re
 from ingester.errors import (
     EXIT_OK,
     ConfigurationError,
-    IngesterError,
     RefusedError,
     UnavailableError,
 )
-from ingester.kafka_admin import (
-    ADMIN_TIMEOUT_SECONDS,
-    DEAD_LETTER_PARTITIONS,
-    DEAD_LETTER_TOPIC_CONFIG,
-    KafkaAdmin,
-    KafkaFacts,
-)
+from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
+from ingester.kafka_check import CheckResult, KafkaProbe, Status, check_kafka
 from ingester.pacspace import PacspaceClient
 from ingester.wire import BUCKET_PATH
 
 UNKNOWN_KEY: Final = "pacspace-ingester-check"  # nobody's; a balance under it would do no harm
 
-Status = Literal["ok", "warning", "failed"]
 _COLOURS: Final = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW}
-
-
-class KafkaProbe(Protocol):
-    """What a check asks of Kafka; UnavailableError and RefusedError say what stood in the way."""
-
-    async def describe(self, topics: Iterable[str], group_id: str) -> KafkaFacts: ...
-
-    async def ensure_topic(
-        self, name: str, partitions: int, config: Mapping[str, str], *, validate_only: bool
-    ) -> Literal["created", "exists"]: ...
-
-    def missing_topic(self, name: str) -> UnavailableError: ...
 
 
 class PacspaceProbe(Protocol):
     """What a check asks of PacSpace: one bare answer."""
 
     async def get(self, path: str) -> Answer: ...
-
-
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """What was looked at, what was found, and what to do when that is not as it should be."""
-
-    subject: str
-    status: Status
-    detail: str
-    remedy: str = ""
-    exit_code: int = EXIT_OK
 
 
 class _Verdict(NamedTuple):
@@ -140,7 +110,7 @@ async def run_checks(
     """Check settings, Kafka and PacSpace; one that fails does not keep another from its check."""
     on_settings = [CheckResult("settings", "warning", text) for text in loaded.warnings]
     on_kafka, on_pacspace = await asyncio.gather(
-        _check_kafka(loaded.settings, kafka), _check_pacspace(loaded.settings, pacspace)
+        check_kafka(loaded.settings, kafka), _check_pacspace(loaded.settings, pacspace)
     )
     return [*(on_settings or [CheckResult("settings", "ok", "valid")]), *on_kafka, on_pacspace]
 
@@ -218,6 +188,8 @@ def _effective(settings: Settings, name: str) -> float | dict[str, str] | None:
             return settings.drain_seconds
         if name == "dead_letter_topic":
             return {topic: settings.dead_letter_topic_for(topic) for topic in settings.topics}
+        if name == "receipts_topic":
+            return {topic: settings.receipts_topic_for(topic) for topic in settings.topics}
     return None
 
 
@@ -241,67 +213,6 @@ async def _check_for_real(loaded: Loaded[Settings]) -> list[CheckResult]:
     kafka = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
     async with PacspaceClient.from_settings(settings) as pacspace:
         return await run_checks(loaded, kafka, pacspace)
-
-
-async def _check_kafka(settings: Settings, kafka: KafkaProbe) -> list[CheckResult]:
-    sources: dict[str, list[str]] = {}
-    for topic in settings.topics:
-        sources.setdefault(settings.dead_letter_topic_for(topic), []).append(topic)
-    try:
-        facts = await kafka.describe([*settings.topics, *sources], settings.group_id)
-    except IngesterError as error:
-        return [_failed("kafka", error)]
-    results = [CheckResult("kafka", "ok", f"broker {', '.join(facts.brokers)}")]
-    for broker, reason in facts.unreachable_brokers.items():
-        results.append(
-            CheckResult(
-                f"kafka broker {broker}",
-                "failed",
-                f"this advertised address does not work from here. {reason}",
-                "Or correct advertised.listeners of the broker.",
-                UnavailableError.exit_code,
-            )
-        )
-    results += [_check_topic(topic, facts, kafka) for topic in settings.topics]
-    for name, topics in sources.items():
-        if any(facts.partitions.get(topic) for topic in topics):
-            results.append(await _check_dead_letter_topic(name, facts, kafka))
-    results.append(_check_group(settings.group_id, facts))
-    return results
-
-
-def _check_topic(topic: str, facts: KafkaFacts, kafka: KafkaProbe) -> CheckResult:
-    subject = f"topic {topic}"
-    if topic in facts.refused_topics:
-        return _not_permitted(subject, f"grant READ and DESCRIBE on the topic {topic}")
-    partitions = facts.partitions[topic]
-    if partitions is None:
-        return _failed(subject, kafka.missing_topic(topic))
-    return CheckResult(subject, "ok", _counted(partitions))
-
-
-async def _check_dead_letter_topic(name: str, facts: KafkaFacts, kafka: KafkaProbe) -> CheckResult:
-    subject = f"dead-letter topic {name}"
-    if name in facts.refused_topics:
-        return _not_permitted(subject, f"grant WRITE and DESCRIBE on the topic {name}")
-    existing = facts.partitions[name]
-    if existing is not None:
-        return CheckResult(subject, "ok", _counted(existing))
-    try:
-        await kafka.ensure_topic(
-            name, DEAD_LETTER_PARTITIONS, DEAD_LETTER_TOPIC_CONFIG, validate_only=True
-        )
-    except IngesterError as error:
-        return _failed(subject, error)
-    width = _counted(DEAD_LETTER_PARTITIONS)
-    return CheckResult(subject, "ok", f"does not exist yet; the worker creates it with {width}")
-
-
-def _check_group(group_id: str, facts: KafkaFacts) -> CheckResult:
-    subject = f"group {group_id}"
-    if facts.group is None:
-        return _not_permitted(subject, f"grant READ and DESCRIBE on the group {group_id}")
-    return CheckResult(subject, "ok", facts.group)
 
 
 async def _check_pacspace(settings: Settings, pacspace: PacspaceProbe) -> CheckResult:
@@ -344,21 +255,3 @@ def _is_pacspace(status: int, body: bytes) -> bool:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
     return isinstance(document, dict) and "data" in document
-
-
-def _counted(partitions: int) -> str:
-    return f"{partitions} partition{'s' if partitions > 1 else ''}"
-
-
-def _failed(subject: str, error: IngesterError) -> CheckResult:
-    return CheckResult(subject, "failed", str(error), exit_code=error.exit_code)
-
-
-def _not_permitted(subject: str, remedy: str) -> CheckResult:
-    return CheckResult(
-        subject,
-        "failed",
-        "the login may not see it",
-        f"Have the cluster's administrator {remedy}.",
-        RefusedError.exit_code,
-    )

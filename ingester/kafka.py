@@ -17,7 +17,7 @@ from aiokafka import errors as kafka_errors
 
 from ingester.core.record import Record, TopicPartition
 from ingester.errors import ConfigurationError, IngesterError, RefusedError, UnavailableError
-from ingester.kafka_admin import client_options
+from ingester.kafka_connection import client_options
 from ingester.settings import KafkaSettings
 
 POLL_SECONDS: Final = 0.2  # how long a poll waits for records; bounds how late a stop is noticed

@@ -33,7 +33,8 @@ from ingester.kafka import (
     sentence,
     translate,
 )
-from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin, client_options
+from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
+from ingester.kafka_connection import client_options
 from ingester.kafka_reading import UnreadableRecordError, read_in_lists
 from ingester.settings import Settings
 

@@ -19,7 +19,7 @@ from ingester.core.deadletter import DeadLetter
 from ingester.core.record import TopicPartition
 from ingester.errors import IngesterError, RefusedError, UnavailableError
 from ingester.kafka import closed, heard, sentence, translate
-from ingester.kafka_admin import REQUEST_TIMEOUT_SECONDS, client_options
+from ingester.kafka_connection import REQUEST_TIMEOUT_SECONDS, client_options
 from ingester.settings import KafkaSettings
 
 _LINGER_SECONDS: Final = 0.005

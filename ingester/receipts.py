@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final
 
 from ingester.core.intent import Unreadable, decode
 from ingester.core.messages import Commit, Start, WriteReceipt
@@ -25,16 +24,9 @@ from ingester.core.start import start_of
 from ingester.errors import IngesterError
 from ingester.kafka import end_offsets, read_to_end
 from ingester.kafka_admin import KafkaAdmin
+from ingester.kafka_topics import KEPT_TOPIC_CONFIG
 from ingester.kafka_writing import RecordWriter, WriteProblem
 from ingester.settings import LedgerSettings
-
-# A receipt is what an invoice is explained by: it never expires.
-# It names every key of its batch, which may be thousands.
-_TOPIC_CONFIG: Final[Mapping[str, str]] = {
-    "cleanup.policy": "delete",
-    "retention.ms": "-1",
-    "max.message.bytes": str(16 * 1024 * 1024),
-}
 
 
 class Receipts:
@@ -57,7 +49,7 @@ class Receipts:
         created = [
             name
             for name, partitions_count in needed.items()
-            if await admin.ensure_topic(name, partitions_count, _TOPIC_CONFIG) == "created"
+            if await admin.ensure_topic(name, partitions_count, KEPT_TOPIC_CONFIG) == "created"
         ]
         return tuple(created)
 

@@ -57,14 +57,10 @@ from ingester.core.record import TopicPartition
 from ingester.errors import IncompleteError, IngesterError, UnavailableError
 from ingester.halts import Decisions
 from ingester.health import HealthServer
-from ingester.kafka_admin import (
-    ADMIN_TIMEOUT_SECONDS,
-    DEAD_LETTER_PARTITIONS,
-    DEAD_LETTER_TOPIC_CONFIG,
-    KafkaAdmin,
-)
+from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.kafka_group import UsageConsumer
 from ingester.kafka_range import RangeReader
+from ingester.kafka_topics import DEAD_LETTER_PARTITIONS, KEPT_TOPIC_CONFIG
 from ingester.kafka_writing import RecordWriter
 from ingester.pacspace import PacspaceClient
 from ingester.receipts import Receipts, without_receipts
@@ -236,7 +232,7 @@ class Worker:
             raise admin.missing_topic(missing[0])
         for topic in dict.fromkeys(map(self._settings.dead_letter_topic_for, topics)):
             if (
-                await admin.ensure_topic(topic, DEAD_LETTER_PARTITIONS, DEAD_LETTER_TOPIC_CONFIG)
+                await admin.ensure_topic(topic, DEAD_LETTER_PARTITIONS, KEPT_TOPIC_CONFIG)
                 == "created"
             ):
                 self._telemetry.topic_created(topic)

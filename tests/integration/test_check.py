@@ -18,7 +18,8 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from ingester.check import CheckResult, run_checks
 from ingester.config import KafkaSettings, Settings, load
 from ingester.errors import ConfigurationError, RefusedError, UnavailableError
-from ingester.kafka_admin import DEAD_LETTER_TOPIC_CONFIG, KafkaAdmin
+from ingester.kafka_admin import KafkaAdmin
+from ingester.kafka_topics import KEPT_TOPIC_CONFIG
 from ingester.local_kafka import LocalKafka, free_ports
 from ingester.pacspace import PacspaceClient
 from tests.conftest import TopicFactory
@@ -107,8 +108,8 @@ async def test_a_topic_is_created_once(kafka: LocalKafka) -> None:
     asked = asking(kafka.bootstrap_servers)
     try:
         outcomes = [
-            await asked.ensure_topic(name, 3, DEAD_LETTER_TOPIC_CONFIG, validate_only=True),
-            await asked.ensure_topic(name, 3, DEAD_LETTER_TOPIC_CONFIG),
+            await asked.ensure_topic(name, 3, KEPT_TOPIC_CONFIG, validate_only=True),
+            await asked.ensure_topic(name, 3, KEPT_TOPIC_CONFIG),
             await asked.ensure_topic(name, 2, {}),
             await asked.ensure_topic(name, 5, {}),
         ]
@@ -120,7 +121,20 @@ async def test_a_topic_is_created_once(kafka: LocalKafka) -> None:
 
     assert outcomes == ["created", "created", "exists", "created"]
     assert partitions == {name: 5}
-    assert DEAD_LETTER_TOPIC_CONFIG.items() <= config.items()
+    assert KEPT_TOPIC_CONFIG.items() <= config.items()
+
+
+async def test_settings_of_topics_are_told(kafka: LocalKafka, topic: TopicFactory) -> None:
+    """Those that a topic has from its brokers included; what does not exist is left out."""
+    name = await topic(config={"cleanup.policy": "compact", "max.message.bytes": "2000000"})
+
+    configs = await asking(kafka.bootstrap_servers).topic_configs([name, "absent"])
+
+    assert list(configs) == [name]
+    config = configs[name]
+    assert config is not None
+    assert (config["cleanup.policy"], config["max.message.bytes"]) == ("compact", "2000000")
+    assert config["retention.bytes"] == "-1"
 
 
 async def test_a_validation_creates_nothing(kafka: LocalKafka) -> None:
@@ -315,6 +329,22 @@ async def test_all_parts_together(
 
     assert {result.status for result in results} == {"ok"}
     assert results[-1].detail.endswith("the test key is accepted")
+
+
+async def test_a_receipts_topic_that_is_compacted_fails(
+    kafka: LocalKafka, topic: TopicFactory, simulator: Simulator
+) -> None:
+    """Of a real topic, with the command that mends it."""
+    name = await topic(2)
+    await topic(2, name=f"{name}.receipts", config={"cleanup.policy": "compact"})
+
+    results = await _checked(kafka, name, simulator.url, "pk_test_public.secret")
+
+    (failed,) = (result for result in results if result.status == "failed")
+    assert failed.subject == f"receipts topic {name}.receipts"
+    assert failed.exit_code == 69
+    assert f"kafka-configs.sh --bootstrap-server {kafka.bootstrap_servers}" in failed.remedy
+    assert f"--topic {name}.receipts --add-config cleanup.policy=delete" in failed.remedy
 
 
 @pytest.mark.parametrize(

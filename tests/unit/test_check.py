@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,12 +12,13 @@ from ingester.config import Loaded, Settings, load
 from ingester.core.delivery import Answer, AnswerLost, NothingSent, Response
 from ingester.errors import IngesterError, RefusedError, UnavailableError
 from ingester.kafka_admin import KafkaFacts
+from ingester.kafka_topics import KEPT_TOPIC_CONFIG
 
 SECRET = "hunter2hunter2"
 HEALTHY = KafkaFacts(
     brokers=("1 at kafka:9092",),
     unreachable_brokers={},
-    partitions={"usage": 8, "usage.dead-letters": 8},
+    partitions={"usage": 8, "usage.dead-letters": 8, "usage.receipts": 8},
     refused_topics=frozenset(),
     group="stable, 3 members",
 )
@@ -31,6 +33,8 @@ class Kafka:
 
     facts: KafkaFacts | IngesterError = HEALTHY
     creation: IngesterError | None = None
+    configs: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)
+    # Of topics whose settings are not those of one that the worker made.
     asked: list[str] = field(default_factory=list)
 
     async def describe(self, topics: Iterable[str], group_id: str) -> KafkaFacts:
@@ -43,11 +47,18 @@ class Kafka:
         self, name: str, partitions: int, config: Mapping[str, str], *, validate_only: bool
     ) -> Literal["created", "exists"]:
         assert (name, validate_only) in [(topic, True) for topic in self.asked], "created something"
-        assert partitions == 1
+        assert partitions == (1 if "dead" in name else 8)
         assert config["retention.ms"] == "-1"
         if self.creation:
             raise self.creation
         return "created"
+
+    async def topic_configs(self, topics: Iterable[str]) -> Mapping[str, Mapping[str, str] | None]:
+        configs = {"usage": {"max.message.bytes": "1048588"}, **self.configs}
+        return {topic: configs.get(topic, KEPT_TOPIC_CONFIG) for topic in topics}
+
+    def alter_command(self, name: str, config: Mapping[str, str]) -> str:
+        return f"alter {name} {' '.join('='.join(item) for item in config.items())}"
 
     def missing_topic(self, name: str) -> UnavailableError:
         return UnavailableError(f"No topic {name}. Create it.")
@@ -62,6 +73,15 @@ class Pacspace:
     async def get(self, path: str) -> Answer:
         assert path.startswith("/api/v1/reads/bucket/")
         return self.answer
+
+
+def facts_of(
+    *, usage: int | None = 8, dead_letters: int | None = 1, receipts: int | None = 8
+) -> KafkaFacts:
+    """A cluster with topics of so many partitions."""
+    names = ("usage", "usage.dead-letters", "usage.receipts")
+    partitions = dict(zip(names, (usage, dead_letters, receipts), strict=True))
+    return KafkaFacts(("1",), {}, partitions, frozenset(), "empty")
 
 
 def loaded(**environ: str) -> Loaded[Settings]:
@@ -93,12 +113,13 @@ async def test_all_is_well() -> None:
 
     results = await checked(kafka)
 
-    assert kafka.asked == ["usage", "usage.dead-letters", "pacspace-ingester"]
+    assert kafka.asked == ["usage", "usage.dead-letters", "usage.receipts", "pacspace-ingester"]
     assert {subject: result.detail for subject, result in results.items()} == {
         "settings": "valid",
         "kafka": "broker 1 at kafka:9092",
         "topic usage": "8 partitions",
         "dead-letter topic usage.dead-letters": "8 partitions",
+        "receipts topic usage.receipts": "8 partitions",
         "group pacspace-ingester": "stable, 3 members",
         "pacspace": "https://pacspace.example: the test key is accepted",
     }
@@ -119,46 +140,122 @@ async def test_kafka_out_of_reach_is_one_failure(error: IngesterError, exit_code
 
 
 async def test_a_missing_topic_comes_with_the_command_that_makes_it() -> None:
-    """A usage topic that is missing fails the check; its dead-letter topic is not looked at."""
-    facts = KafkaFacts(
-        ("1",), {}, {"usage": None, "usage.dead-letters": None}, frozenset(), "empty"
-    )
+    """A usage topic that is missing fails the check; what it needs beside it is not looked at."""
+    facts = facts_of(usage=None, dead_letters=None, receipts=None)
 
     results = await checked(Kafka(facts))
 
     assert results["topic usage"].exit_code == 69
     assert results["topic usage"].detail == "No topic usage. Create it."
-    assert "dead-letter topic usage.dead-letters" not in results
+    assert not {"dead-letter topic usage.dead-letters", "receipts topic usage.receipts"} & {
+        *results
+    }
 
 
-async def test_a_missing_dead_letter_topic_is_the_workers_to_create() -> None:
-    """Where the cluster would let the worker create the dead-letter topic, that is well."""
-    facts = KafkaFacts(("1",), {}, {"usage": 8, "usage.dead-letters": None}, frozenset(), "empty")
+async def test_what_is_missing_beside_the_topic_is_the_workers_to_create() -> None:
+    """Where the cluster would let the worker create topics, or add partitions, that is well."""
+    missing = await checked(Kafka(facts_of(dead_letters=None, receipts=None)))
+    narrow = await checked(Kafka(facts_of(receipts=3)))
 
-    results = await checked(Kafka(facts))
-
-    result = results["dead-letter topic usage.dead-letters"]
+    details = {
+        "dead-letter topic usage.dead-letters": "the worker creates it with 1 partition",
+        "receipts topic usage.receipts": "the worker creates it with 8 partitions",
+    }
+    for subject, detail in details.items():
+        assert missing[subject].status == "ok"
+        assert missing[subject].detail == f"does not exist yet; {detail}"
+    result = narrow["receipts topic usage.receipts"]
     assert result.status == "ok"
-    assert result.detail == "does not exist yet; the worker creates it with 1 partition"
+    assert result.detail == "3 partitions; the worker makes them 8, one for each of the usage topic"
 
 
-async def test_a_dead_letter_topic_that_cannot_be_created_is_a_failure() -> None:
-    """Where the worker could not create the dead-letter topic, the check says so beforehand."""
-    facts = KafkaFacts(("1",), {}, {"usage": 8, "usage.dead-letters": None}, frozenset(), "empty")
+async def test_what_cannot_be_created_is_a_failure() -> None:
+    """Where the worker could not create topics, or add partitions, the check says so beforehand."""
+    refusal = RefusedError("Not permitted. Have it created.")
+    missing = await checked(Kafka(facts_of(dead_letters=None, receipts=None), refusal))
+    narrow = await checked(Kafka(facts_of(receipts=3), refusal))
 
-    results = await checked(Kafka(facts, RefusedError("Not permitted. Have it created.")))
+    assert missing["dead-letter topic usage.dead-letters"].exit_code == 77
+    assert missing["receipts topic usage.receipts"].exit_code == 77
+    assert narrow["receipts topic usage.receipts"].exit_code == 77
 
-    assert results["dead-letter topic usage.dead-letters"].exit_code == 77
+
+async def test_without_receipts_their_topic_is_not_looked_at() -> None:
+    """With INGESTER_RECEIPTS=off nothing is asked or said of it."""
+    kafka = Kafka()
+
+    results = await checked(kafka, INGESTER_RECEIPTS="off")
+
+    assert kafka.asked == ["usage", "usage.dead-letters", "pacspace-ingester"]
+    assert not any("receipts" in subject for subject in results)
 
 
-async def test_a_shared_dead_letter_topic_is_checked_once() -> None:
-    """One dead-letter topic for several usage topics has one result."""
-    facts = KafkaFacts(("1",), {}, {"a": 3, "b": 12, "dead": None}, frozenset(), "empty")
-    kafka = Kafka(facts)
+@pytest.mark.parametrize("topic", ["usage.dead-letters", "usage.receipts"])
+@pytest.mark.parametrize(
+    ("name", "value", "mended", "status"),
+    [
+        ("cleanup.policy", "compact", "delete", "failed"),
+        ("cleanup.policy", "compact,delete", "delete", "failed"),
+        ("retention.ms", "604800000", "-1", "warning"),
+        ("retention.bytes", "1000000", "-1", "warning"),
+    ],
+)
+async def test_a_topic_that_loses_its_records_comes_with_the_command_that_mends_it(
+    topic: str, name: str, value: str, mended: str, status: str
+) -> None:
+    """What removes receipts or dead letters is told beforehand; compaction does at once."""
+    configs = {topic: {**KEPT_TOPIC_CONFIG, name: value}}
 
-    results = await checked(kafka, INGESTER_TOPIC="a,b", INGESTER_DEAD_LETTER_TOPIC="dead")
+    results = await checked(Kafka(configs=configs))
 
-    assert kafka.asked == ["a", "b", "dead", "pacspace-ingester"]
+    (result,) = (each for each in results.values() if each.subject.endswith(topic))
+    assert (result.status, result.exit_code) == (status, 69 if status == "failed" else 0)
+    assert f"{name} is {value}" in result.detail
+    assert f"alter {topic} {name}={mended}" in result.remedy
+
+
+async def test_a_topic_that_takes_too_small_records_is_told() -> None:
+    """A dead letter is larger than its record; a receipt may be as large as its batch."""
+    configs = {
+        "usage": {"max.message.bytes": "2000000"},
+        "usage.dead-letters": {"max.message.bytes": "2000000"},
+        "usage.receipts": {"max.message.bytes": "1000000"},
+    }
+
+    results = await checked(Kafka(configs=configs))
+
+    dead_letters = results["dead-letter topic usage.dead-letters"]
+    assert dead_letters.status == results["receipts topic usage.receipts"].status == "warning"
+    assert "alter usage.dead-letters max.message.bytes=2008192" in dead_letters.remedy
+    assert "max.message.bytes=1048576" in results["receipts topic usage.receipts"].remedy
+
+
+async def test_settings_of_a_topic_that_are_hidden_are_a_warning() -> None:
+    """What cannot be seen is not said to be well."""
+    results = await checked(Kafka(configs={"usage.receipts": None}))
+
+    result = results["receipts topic usage.receipts"]
+    assert (result.status, result.detail) == (
+        "warning",
+        "8 partitions; the login may not see its settings",
+    )
+    assert "DESCRIBE_CONFIGS on the topic usage.receipts" in result.remedy
+
+
+async def test_a_shared_topic_is_checked_once() -> None:
+    """One dead-letter topic for several usage topics has one result, and so have receipts."""
+    partitions = {"a": 3, "b": 8, "dead": None, "notes": None}
+    kafka = Kafka(KafkaFacts(("1",), {}, partitions, frozenset(), "empty"))
+
+    results = await checked(
+        kafka,
+        INGESTER_TOPIC="a,b",
+        INGESTER_DEAD_LETTER_TOPIC="dead",
+        INGESTER_RECEIPTS_TOPIC="notes",
+    )
+
+    assert kafka.asked == ["a", "b", "dead", "notes", "pacspace-ingester"]
+    assert results["receipts topic notes"].detail.endswith("creates it with 8 partitions")
     assert results["dead-letter topic dead"].detail.endswith(
         "the worker creates it with 1 partition"
     )
@@ -178,12 +275,8 @@ async def test_what_the_login_may_not_see_is_named_with_the_permission() -> None
 
 async def test_an_advertised_address_that_does_not_work_is_a_failure() -> None:
     """A broker that answers but names an address which does not work from here is told apart."""
-    facts = KafkaFacts(
-        ("1 at kafka:9092",),
-        {"1 at kafka:9092": "The name does not resolve."},
-        {"usage": 1, "usage.dead-letters": 1},
-        frozenset(),
-        "not known",
+    facts = dataclasses.replace(
+        HEALTHY, unreachable_brokers={"1 at kafka:9092": "The name does not resolve."}
     )
 
     result = (await checked(Kafka(facts)))["kafka broker 1 at kafka:9092"]
@@ -244,6 +337,7 @@ def test_what_holds_where_nothing_is_set_is_shown() -> None:
 
     assert "  8 (four fifths of the session timeout)  default" in unset
     assert "  a.dead-letters,b.dead-letters " in unset
+    assert "  a.receipts,b.receipts " in unset
     assert {"3", "dead"} <= {line.split()[1] for line in chosen.splitlines()}
 
 
