@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import TopicFactory
 from tests.support.simulator import Simulator
@@ -15,12 +18,20 @@ from tests.support.workers import Group, Worker, totals, usage
 
 GroupOf = Callable[..., Group]
 HELD_SECONDS = 5
+METRICS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
+
+
+def metrics_of(worker: Worker) -> str:
+    return httpx.get(f"http://{worker.address}/metrics").raise_for_status().text
 
 
 def held_seconds(worker: Worker) -> float:
     """The gauge, as Prometheus would read it."""
-    text = httpx.get(f"http://{worker.address}/metrics").raise_for_status().text
-    (line,) = (line for line in text.splitlines() if line.startswith("ingester_held_seconds "))
+    (line,) = (
+        line
+        for line in metrics_of(worker).splitlines()
+        if line.startswith("ingester_held_seconds ")
+    )
     return float(line.split()[1])
 
 
@@ -71,3 +82,29 @@ async def test_knows_the_committed_offsets_from_the_assignment_on(
     eventually(worker.ready)
     assert worker.status()["partitions"][f"{group.topics[0]}:0"]["committedOffset"] == 20
     assert worker.events("offsets.committed") == []
+
+
+async def test_the_documented_metrics_are_those_of_a_worker(
+    group_of: GroupOf, topic: TopicFactory
+) -> None:
+    """docs/metrics.md has each metric with its type, labels and meaning, and no other."""
+    group = group_of(await topic())
+    worker = group.start()
+    await group.produce([*usage(3), {"key": "not an event"}])
+    await group.settled()
+    text = metrics_of(worker)
+    printed = {
+        sample_name: (family.type, frozenset(sample.labels) - {"le"}, family.documentation)
+        for family in text_string_to_metric_families(text)
+        if not family.name.endswith("_created")
+        for sample in family.samples
+        for sample_name in [family.name + ("_total" if family.type == "counter" else "")]
+        if not sample.name.endswith("_created")
+    }
+
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) ?\| (.*) \|$", METRICS, re.MULTILINE)
+
+    assert printed == {
+        name: (kind, frozenset(re.findall(r"`(\w+)`", labels)), meaning)
+        for name, kind, labels, meaning in rows
+    }
