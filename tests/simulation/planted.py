@@ -204,17 +204,6 @@ def commits_before_the_receipt(self, delivery, commands):
         self._settle(delivery)
 
 
-@plant(Pipeline, "_advance")
-def writes_receipts_of_what_is_not_recorded(self, delivery, commands):
-    """It was so."""
-    early = self.__dict__.setdefault("_early", set())
-    if delivery.done and self._limits.receipts and delivery not in early:
-        early.add(delivery)
-        self._work_on(delivery, commands)
-    elif delivery.done and not self._limits.receipts:
-        self._settle(delivery)
-
-
 @plant(process_module, "start_of")
 def takes_all_below_a_receipt_for_settled(name, commit, *, notes, **facts):
     start = _start_of(name, commit, notes=notes, **facts)
