@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from ingester.core.deadletter import Origin, origin_of
 from ingester.core.intent import Range
 from ingester.core.receipt import Note, decode_note
@@ -70,10 +72,16 @@ async def extents(settings: LedgerSettings, topics: Iterable[str]) -> Extents:
 
 
 async def notes(
-    settings: KafkaSettings, extents: Extents, sources: Collection[str]
+    settings: KafkaSettings, extents: Extents, sources: Collection[str], *, containing: str = ""
 ) -> AsyncIterator[Entry]:
-    """Read receipts topics; only what is about these source topics, whatever else is there."""
+    """Read receipts topics; only what is about these source topics, whatever else is there.
+
+    `containing` is a text that the notes wanted hold somewhere: most need not be decoded then.
+    """
+    text = msgspec.json.encode(containing)[1:-1]
     async for place, record in _records(settings, extents, "receipts read"):
+        if text not in (record.value or b""):
+            continue
         note = decode_note(record.value)
         if note is not None and note.topic in sources:
             yield Entry(place, record.offset, note)

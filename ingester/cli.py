@@ -25,6 +25,7 @@ _MODULES: Final[Mapping[str, str]] = {
     "check": "ingester.check",
     "emit": "ingester.emit",
     "balance": "ingester.balance",
+    "explain": "ingester.explain",
     "resolve": "ingester.resolve",
     "simulate": "ingester.simulator.command",
     "demo": "ingester.demo",

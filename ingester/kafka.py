@@ -114,6 +114,25 @@ async def beginning_offsets(
         return await offsets_by(reader.beginning_offsets, asked)
 
 
+async def offsets_since(
+    settings: KafkaSettings, moments: Mapping[TopicPartition, int]
+) -> Mapping[TopicPartition, int]:
+    """The first offset of each partition whose record is of a moment or later, or else its end.
+
+    Moments are milliseconds since the epoch. What follows may be older all the same.
+    """
+    if not moments:
+        return {}
+    asked = {aiokafka.TopicPartition(*name): max(0, moments[name]) for name in moments}
+    async with _reader(settings) as reader:
+        found = await reader.offsets_for_times(asked)
+        ends = await reader.end_offsets(list(asked))
+    return {
+        TopicPartition(*name): there.offset if (there := found[name]) else ends[name]
+        for name in ends
+    }
+
+
 async def offsets_by(
     look_up: Callable[[Any], Awaitable[Mapping[Any, int]]], partitions: Iterable[TopicPartition]
 ) -> Mapping[TopicPartition, int]:

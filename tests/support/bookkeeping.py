@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from tests.support.kafka import produce, read_all
 
 
 def receipt(
@@ -45,3 +48,16 @@ def dead_letter_headers(
         **{name.replace("_", "-"): content for name, content in more.items()},
     }
     return [(f"ingester-{name}", content.encode()) for name, content in said.items()]
+
+
+async def copied(
+    servers: str,
+    receipts_topic: str,
+    other_topic: str,
+    changed: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """Write what a receipts topic holds to another one, changed; return what it holds."""
+    notes = [json.loads(record.value) for record in await read_all(servers, receipts_topic)]
+    for note in changed(notes):
+        await produce(servers, other_topic, [note], partition=note["partition"])
+    return notes

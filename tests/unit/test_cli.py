@@ -22,6 +22,7 @@ def test_no_summary_is_cut() -> None:
         "run",
         "check",
         "emit",
+        "explain",
         "balance",
         "resolve",
         "simulate",
