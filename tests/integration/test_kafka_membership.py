@@ -14,6 +14,7 @@ from ingester.core.intent import Ledger
 from ingester.core.messages import Commit, Start
 from ingester.core.record import TopicPartition
 from ingester.errors import UnavailableError
+from ingester.kafka import POLL_SECONDS
 from ingester.kafka_admin import KafkaAdmin
 from ingester.kafka_group import UsageConsumer
 from ingester.local_kafka import JvmCluster, LocalKafka
@@ -123,6 +124,36 @@ async def test_a_member_stays_one_while_it_looks_up_where_to_begin(
         await member.has_partition.wait()
     assert member.consumer.is_member
     assert await member.consumer.commit({member.partition: Commit(0, "")}) is None
+
+
+async def test_polls_wait_while_it_is_looked_up_where_to_begin(
+    member: Member, proxy: KafkaProxy
+) -> None:
+    """The client asks for the group's offsets some times a second, not as often as it can."""
+    questions: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def note(_: Exchange) -> Verdict:
+        questions.append(loop.time())
+        return Verdict.PASS
+
+    member.may_begin.clear()
+    await member.consumer.start()
+    async with asyncio.timeout(30):
+        await member.looks_up.wait()
+    proxy.before[Api.OFFSET_FETCH] = note
+    began = loop.time()
+
+    async def has_asked() -> bool:
+        await member.consumer.poll()
+        return len(questions) >= 6
+
+    await eventually_async(has_asked)
+    member.may_begin.set()
+
+    assert questions[-1] - began > 3 * POLL_SECONDS
+    async with asyncio.timeout(5):
+        await member.has_partition.wait()
 
 
 async def test_a_member_that_polls_no_more_leaves(member: Member, settings: Settings) -> None:
