@@ -27,6 +27,7 @@ _MODULES: Final[Mapping[str, str]] = {
     "balance": "ingester.balance",
     "explain": "ingester.explain",
     "resolve": "ingester.resolve",
+    "dlq": "ingester.dlq",
     "simulate": "ingester.simulator.command",
     "demo": "ingester.demo",
 }
@@ -54,8 +55,12 @@ def command_line(arguments: Sequence[str]) -> typer.Typer:
     named = next((each for each in arguments if not each.startswith("-")), "")
     for name in [named] if named in _MODULES else _MODULES:
         module = import_module(_MODULES[name])
+        command = getattr(module, name)
+        if isinstance(command, typer.Typer):  # several, under one name
+            app.add_typer(command, name=name)
+            continue
         kind = getattr(module, _CLASSES[name]) if name in _CLASSES else None
-        app.command(name, cls=kind)(getattr(module, name))
+        app.command(name, cls=kind)(command)
     return app
 
 

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from aiokafka import AIOKafkaProducer
@@ -275,6 +276,10 @@ def _dead_letter_headers(
         ("ingester-source-topic", source.topic.encode()),
         ("ingester-source-partition", str(source.partition).encode()),
         ("ingester-source-offset", str(record.offset).encode()),
+        (
+            "ingester-dead-lettered-at",
+            datetime.now(UTC).isoformat(timespec="milliseconds").encode(),
+        ),
     ]
     if letter.http_status is not None:
         headers.append(("ingester-http-status", str(letter.http_status).encode()))

@@ -29,7 +29,11 @@ def bar(what: str, total: int) -> Iterator[Advance]:
     )
     console = Console(stderr=True)
     with Progress(
-        *columns, console=console, transient=True, disable=not sys.stderr.isatty()
+        *columns,
+        console=console,
+        transient=True,
+        disable=not sys.stderr.isatty(),
+        redirect_stdout=False,  # or what is printed meanwhile went to standard error
     ) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)

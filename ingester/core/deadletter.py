@@ -38,6 +38,8 @@ class Origin(NamedTuple):
     detail: str
     http_status: int | None
     http_body: bytes
+    dead_lettered_at: str | None
+    """ISO 8601, UTC, by the worker's clock; None where it did not say."""
 
 
 def origin_of(headers: Sequence[tuple[str, bytes | None]]) -> Origin | None:
@@ -47,7 +49,7 @@ def origin_of(headers: Sequence[tuple[str, bytes | None]]) -> Origin | None:
     """
     said = {name: (content or b"") for name, content in headers}
     try:
-        status = said.get("ingester-http-status")
+        status, at = said.get("ingester-http-status"), said.get("ingester-dead-lettered-at")
         return Origin(
             TopicPartition(
                 said["ingester-source-topic"].decode(), int(said["ingester-source-partition"])
@@ -57,6 +59,7 @@ def origin_of(headers: Sequence[tuple[str, bytes | None]]) -> Origin | None:
             said.get("ingester-error-detail", b"").decode("utf-8", "replace"),
             int(status) if status is not None else None,
             said.get("ingester-http-body", b""),
+            at.decode("ascii", "replace") if at is not None else None,
         )
     except (KeyError, ValueError):
         return None

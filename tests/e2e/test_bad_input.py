@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -119,6 +120,9 @@ async def test_every_kind_of_bad_record_among_good_ones(
         added = dict(letter.headers[3:])
         assert added.pop("ingester-error-code").decode() == bad.code
         assert bad.named in added.pop("ingester-error-detail").decode()
+        assert datetime.fromisoformat(
+            added.pop("ingester-dead-lettered-at").decode()
+        ) <= datetime.now(UTC)
         assert added == {
             "ingester-source-topic": name.encode(),
             "ingester-source-partition": b"0",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -97,6 +98,9 @@ async def test_s2_one_poisoned_item_among_a_hundred(
     assert list(letter.headers[:2]) == headers
     added = dict(letter.headers[2:])
     assert CLOSED in added.pop("ingester-error-detail").decode()
+    assert datetime.fromisoformat(added.pop("ingester-dead-lettered-at").decode()) <= datetime.now(
+        UTC
+    )
     assert added == {
         "ingester-error-code": b"refused",
         "ingester-http-status": status.encode(),

@@ -68,9 +68,9 @@ async def test_dead_letters_say_where_they_came_from(
 
     detail = "the value is not JSON"
     assert [(each.record.offset, each.origin) for each in found] == [
-        (0, Origin(TopicPartition(name, 3), 17, "invalid_json", detail, None, b"")),
-        (3, Origin(TopicPartition(name, 3), 18, "refused", detail, 400, b"no")),
-        (4, Origin(TopicPartition(name, 3), 17, "invalid_json", detail, None, b"")),
+        (0, Origin(TopicPartition(name, 3), 17, "invalid_json", detail, None, b"", None)),
+        (3, Origin(TopicPartition(name, 3), 18, "refused", detail, 400, b"no", None)),
+        (4, Origin(TopicPartition(name, 3), 17, "invalid_json", detail, None, b"", None)),
     ]
 
 

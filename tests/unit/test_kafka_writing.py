@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from ingester.core.deadletter import DeadLetter
@@ -25,7 +27,10 @@ def test_a_dead_letter_says_why_and_where_from(refused: bool) -> None:
     )
 
     assert headers[:2] == [("trace", b"1"), ("empty", None)]
-    assert dict(headers[2:]) == {
+    added = dict(headers[2:])
+    written_at = datetime.fromisoformat((added.pop("ingester-dead-lettered-at") or b"").decode())
+    assert timedelta(0) <= datetime.now(UTC) - written_at < timedelta(seconds=60)
+    assert added == {
         "ingester-error-code": rejection.code.encode(),
         "ingester-error-detail": "no such account: é".encode(),
         "ingester-source-topic": b"usage",

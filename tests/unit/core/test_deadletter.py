@@ -113,6 +113,7 @@ HEADERS = [
     ("ingester-source-topic", b"usage"),
     ("ingester-source-partition", b"3"),
     ("ingester-source-offset", b"17"),
+    ("ingester-dead-lettered-at", b"2025-06-10T14:30:00.000+00:00"),
     ("ingester-http-status", b"422"),
     ("ingester-http-body", b"{}"),
 ]
@@ -126,7 +127,8 @@ def test_a_dead_letter_says_where_it_came_from() -> None:
 
     assert origin is not None
     assert origin.partition == TopicPartition("usage", 3)
-    assert origin == (("usage", 3), 17, "refused", "no such account", 422, b"{}")
+    assert origin[1:-1] == (17, "refused", "no such account", 422, b"{}")
+    assert origin.dead_lettered_at == "2025-06-10T14:30:00.000+00:00"
 
 
 @pytest.mark.parametrize("missing", range(5))
