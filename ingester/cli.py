@@ -26,6 +26,7 @@ _MODULES: Final[Mapping[str, str]] = {
     "emit": "ingester.emit",
     "balance": "ingester.balance",
     "explain": "ingester.explain",
+    "replay": "ingester.replay",
     "resolve": "ingester.resolve",
     "dlq": "ingester.dlq",
     "simulate": "ingester.simulator.command",

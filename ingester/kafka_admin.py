@@ -149,6 +149,10 @@ class KafkaAdmin:
             for partition in ConsumerProtocolMemberAssignment.decode(assignment).partitions()
         }
 
+    async def members_count(self, group_id: str) -> int:
+        """How many members a group has now, those included that are joining it."""
+        return len(await self._members(group_id))
+
     async def ensure_topic(
         self,
         name: str,

@@ -20,6 +20,7 @@ from ingester.core.receipt import (
     encode_receipt,
 )
 from ingester.core.record import TopicPartition
+from ingester.core.replaying import Replaying
 from ingester.core.start import start_of
 from ingester.errors import IngesterError
 from ingester.kafka import end_offsets, read_to_end
@@ -32,8 +33,9 @@ from ingester.settings import LedgerSettings
 class Receipts:
     """Writes notes, and reads those about batches that were intended and not committed."""
 
-    def __init__(self, settings: LedgerSettings) -> None:
+    def __init__(self, settings: LedgerSettings, replay: Replaying | None = None) -> None:
         self._settings = settings
+        self._replay = replay
         self._writer: RecordWriter | None = None  # made by `start`: who only reads needs none
         self._read_up_to: dict[TopicPartition, int] = {}
         # By the source's partition: written by `starts`, read to tell new decisions from old.
@@ -72,6 +74,8 @@ class Receipts:
             receipt.attempts,
             settled_at,
             in_doubt=receipt.in_doubt,
+            replay=self._replay.name if self._replay else None,
+            forced=self._replay is not None and self._replay.forced,
         )
         try:
             return await self._append(receipt.batch.partition, value)
@@ -98,8 +102,9 @@ class Receipts:
             name: max([ends[self.partition_for(name)], *(offset + 1 for offset, _ in notes[name])])
             for name in beginnings
         }
+        start = self._replay.start_of if self._replay else start_of
         return {
-            name: start_of(
+            name: start(
                 name,
                 commits.get(name),
                 log_begins=log_begins,

@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeVar, assert_never
 
@@ -52,8 +52,9 @@ from ingester.core.messages import (
     WriteDeadLetters,
     WriteReceipt,
 )
-from ingester.core.pipeline import Pipeline
+from ingester.core.pipeline import PartitionState, Pipeline
 from ingester.core.record import TopicPartition
+from ingester.core.replaying import Replaying
 from ingester.errors import IncompleteError, IngesterError, UnavailableError
 from ingester.halts import Decisions
 from ingester.health import HealthServer
@@ -106,13 +107,19 @@ def limits_of(settings: Settings) -> Limits:
 class Worker:
     """One process's share of the topics; `run` returns after `request_stop` and the drain."""
 
-    def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
+    def __init__(
+        self, settings: Settings, telemetry: Telemetry, replay: Replaying | None = None
+    ) -> None:
         self._settings = settings
         self._telemetry = telemetry
-        self._pipeline = Pipeline(limits_of(settings), event_decoder(settings.unknown_members))
+        self._pipeline = Pipeline(
+            limits_of(settings),
+            event_decoder(settings.unknown_members),
+            replay.namespace if replay else "",
+        )
         self._consumer = UsageConsumer(settings, self)
         self._writer = RecordWriter(settings, compress=True)
-        self._receipts = Receipts(settings)
+        self._receipts = Receipts(settings, replay)
         self._decisions = Decisions(settings, self._receipts)
         self._watchdog = Watchdog(self._pipeline, self._consumer, telemetry, settings.stall_seconds)
         self._ranges = RangeReader(settings)
@@ -175,6 +182,15 @@ class Worker:
         if not self._stop.is_set():
             self._telemetry.drain_started(signal_name, self._settings.drain_seconds)
             self._stop.set()
+
+    @property
+    def partitions(self) -> Mapping[TopicPartition, PartitionState]:
+        """Where each partition stands that this worker has now."""
+        return self._pipeline.partitions
+
+    def rest(self, partitions: Collection[TopicPartition]) -> None:
+        """Read no more of these while they are assigned; what is read is settled."""
+        self._consumer.pause(frozenset(partitions))
 
     async def _settle_until_stopped(self) -> None:
         """Start and poll until `request_stop`, which waits for no broker and no rebalance."""

@@ -6,8 +6,8 @@ that has a receipt, so that its batches end where that begins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ingester.core.coverage import Proof
@@ -21,41 +21,55 @@ from ingester.core.start import start_at
 _LOG_END: Final = 2**63 - 1  # beyond every offset
 
 
-def replay_start_of(
-    name: TopicPartition,
-    commit: Commit | None,
-    *,
-    log_begins: int,
-    receipts_end: int,
-    notes: Sequence[tuple[int, Note]],
-    replay: str,
-    selected: Sequence[Range],
-    forced: bool,
-) -> Start:
-    """Return where a replay of this name goes on, by its own group's offset and all notes.
+@dataclass(frozen=True, slots=True)
+class Replaying:
+    """What a replay is to send of each partition, in ascending ranges."""
 
-    `selected` are the ranges that it is to send, ascending; those of them that have receipts are
-    passed, unless it is `forced` and the receipts are not its own.
-    """
-    if not selected:
-        everything = Proof(0, _LOG_END, "", _LOG_END)
-        return Start(log_begins, Ledger(receipts_end, ()), {}, proofs=(everything,))
-    begun = start_at(
-        name,
-        commit or Commit(selected[0][0], ""),
-        log_begins=log_begins,
-        receipts_end=receipts_end,
-        notes=[each for each in notes if not forced or _is_of(replay, each[1])],
-    )
-    intended = [each.range for each in begun.ledger.intents]
-    left_out = subtracted(subtracted([(begun.offset, _LOG_END)], selected), intended)
-    passed = [Proof(*each, "", _LOG_END) for each in left_out]
-    rival = _rival(replay, notes, (selected[0][0], selected[-1][1]))
-    return replace(
-        begun,
-        halt_reason=begun.halt_reason or (_taken(name, rival) if rival else None),
-        proofs=(*begun.proofs, *passed),
-    )
+    name: str
+    selected: Mapping[TopicPartition, Sequence[Range]]
+    forced: bool = False
+    """Whether what has receipts is to be counted once more."""
+
+    @property
+    def namespace(self) -> str:
+        """Of its keys: those of what is counted once more must be new to PacSpace."""
+        return self.name if self.forced else ""
+
+    def extents(self) -> Mapping[TopicPartition, Range]:
+        """Return the range of each partition that holds all of its own."""
+        return {name: (each[0][0], each[-1][1]) for name, each in self.selected.items() if each}
+
+    def start_of(
+        self,
+        name: TopicPartition,
+        commit: Commit | None,
+        *,
+        log_begins: int,
+        receipts_end: int,
+        notes: Sequence[tuple[int, Note]],
+    ) -> Start:
+        """Return where it goes on, by the offset of its own group and the notes about all."""
+        selected = self.selected.get(name, ())
+        if not selected:
+            everything = Proof(0, _LOG_END, "", _LOG_END)
+            return Start(log_begins, Ledger(receipts_end, ()), {}, proofs=(everything,))
+        begun = start_at(
+            name,
+            commit or Commit(selected[0][0], ""),
+            log_begins=log_begins,
+            receipts_end=receipts_end,
+            notes=[each for each in notes if not self.forced or _is_of(self.name, each[1])],
+        )
+        intended = [each.range for each in begun.ledger.intents]
+        left_out = subtracted(subtracted([(begun.offset, _LOG_END)], selected), intended)
+        passed = [Proof(*each, "", _LOG_END) for each in left_out]
+        # Whoever has an offset of its own has come first: all others have given way.
+        rival = None if commit else _rival(self.name, notes, (selected[0][0], selected[-1][1]))
+        return replace(
+            begun,
+            halt_reason=begun.halt_reason or (_taken(name, rival) if rival else None),
+            proofs=(*begun.proofs, *passed),
+        )
 
 
 def _is_of(replay: str, note: Note) -> bool:

@@ -23,6 +23,7 @@ def test_no_summary_is_cut() -> None:
         "check",
         "emit",
         "explain",
+        "replay",
         "balance",
         "resolve",
         "dlq",

@@ -11,7 +11,7 @@ from ingester.core.batch import idempotency_key
 from ingester.core.intent import Range, encode
 from ingester.core.messages import Commit, Start
 from ingester.core.receipt import Note, Receipt, Replay
-from ingester.core.replaying import replay_start_of
+from ingester.core.replaying import Replaying
 from ingester.core.start import start_of
 from tests.support.records import usage_records
 from tests.support.scenario import (
@@ -48,15 +48,12 @@ def begin(
     log_begins: int = 0,
     forced: bool = False,
 ) -> Start:
-    return replay_start_of(
+    return Replaying("june", {P0: selected}, forced).start_of(
         P0,
         commit,
         log_begins=log_begins,
         receipts_end=99,
         notes=list(enumerate(notes)),
-        replay="june",
-        selected=selected,
-        forced=forced,
     )
 
 

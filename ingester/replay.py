@@ -1,0 +1,237 @@
+"""`ingester replay`: send a part of a topic that nobody has settled, once, and end.
+
+It is a worker of a group of its own, which passes what it is not to send. It never moves the
+offsets of the live group; a note among the receipts claims its ranges before the first request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+import uvloop
+
+from ingester.arguments import AsJson, ConfigFile
+from ingester.config import load
+from ingester.core.intent import Range
+from ingester.errors import ConfigurationError, UsageError
+from ingester.progress import bar
+from ingester.replay_plan import Plan, described, read, save
+from ingester.replay_report import Summary, plan_lines, summary_lines
+from ingester.replay_run import ReplayRun
+from ingester.replay_scope import Scope, Selection
+from ingester.settings import Settings
+from ingester.telemetry import configure_logging
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,60}")
+_TARGET = re.compile(
+    r"(?P<topic>[^:]+)(:(?P<partition>\d{1,9})(:(?P<first>\d{1,18})-(?P<next>\d{1,18}))?)?",
+    re.ASCII,
+)
+
+
+def replay(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TOPIC[:PARTITION[:FIRST-NEXT]]]",
+            help="What to replay; NEXT is the first offset that is not. All of the first topic of"
+            " INGESTER_TOPIC unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    begin: Annotated[
+        str | None,
+        typer.Option("--from", metavar="TIME", help="Records from this time on, ISO 8601."),
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option("--to", metavar="TIME", help="Records before this time.")
+    ] = None,
+    unreceipted: Annotated[
+        bool,
+        typer.Option("--unreceipted", help="Everything in the log that has no receipt."),
+    ] = False,
+    account: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only events of this account.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(metavar="KEY", help="Only events of this key.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count what would be sent, and send nothing.")
+    ] = False,
+    save_to: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE", help="Where the plan is kept.")
+    ] = None,
+    plan_file: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="FILE", help="Carry out, or continue, a plan."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the replay; made from the time if not.")
+    ] = None,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; kept with the receipts.")] = "",
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Count once more what has receipts; needs --reason."),
+    ] = False,
+    requests_per_second: Annotated[
+        float | None, typer.Option(metavar="N", help="For INGESTER_REQUESTS_PER_SECOND_MAX.")
+    ] = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send once what nobody has settled of a topic, and end.
+
+    A replay passes what has a receipt, what is in doubt, and what is beyond the committed offsets
+    of a group that has members: their workers come to it. A second run sends nothing. It moves no
+    offsets of the group. The plan is written to a file before anything is sent; after an
+    interruption, kill -9 included, --plan continues it.
+
+    With --force it counts AGAIN what PacSpace has counted, under keys of its own.
+
+    \b
+    Examples:
+      ingester replay usage --unreceipted --dry-run --save june.json
+      ingester replay --plan june.json
+      ingester replay usage:3:4100-9000
+      ingester replay usage --from 2025-06-01 --to 2025-06-02T12:00:00Z --account customer-acme
+      ingester replay usage:3:4100-4200 --force --reason "PacSpace has lost them, ticket 4711"
+
+    Exit codes: 0 sent, or nothing to send; 64 the command line or the plan; 69 Kafka cannot be
+    reached; 75 interrupted, or halted: continue with --plan; 77 Kafka refuses the credentials; 78
+    the settings, or INGESTER_RECEIPTS is off.
+    """
+    settings = load(Settings, environ=os.environ, config_file=config).settings
+    if settings.receipts == "off":
+        raise ConfigurationError(
+            "INGESTER_RECEIPTS is off: without receipts nobody knows what was settled, and a second"
+            " run would count everything twice. Set it to on."
+        )
+    if requests_per_second is not None:
+        if requests_per_second <= 0:
+            raise UsageError("--requests-per-second must be above 0")
+        settings = settings.model_copy(update={"requests_per_second_max": requests_per_second})
+    configure_logging("warning" if sys.stderr.isatty() else settings.log_level, settings.log_format)
+    if plan_file is not None:
+        others = (target, begin, end, account, key, name, save_to)
+        if any(each is not None for each in others) or unreceipted or force or reason:
+            raise UsageError("--plan carries out what is in the file: name nothing else beside it")
+        plan = read(plan_file)
+    else:
+        scope = _scope(settings, target, begin, end, account, key, name, reason, force=force)
+        if not (target or begin or end or unreceipted):
+            raise UsageError(
+                "say what to replay: a topic, --from and --to, or --unreceipted for all of it"
+            )
+        plan = uvloop.run(Selection(settings, scope).plan(count=dry_run))
+    if plan_file is None and plan.partitions and (save_to or not dry_run):
+        plan_file = save_to or Path(f"{plan.name}.replay.json")
+        save(plan, plan_file)
+    if dry_run or not plan.partitions:
+        _show(plan, plan_file, as_json=as_json)
+        return
+    if not as_json:
+        sys.stdout.write("\n".join(plan_lines(plan, plan_file)) + "\n")
+    summary = uvloop.run(_carried_out(settings, plan, plan_file))
+    if as_json:
+        _print_json(msgspec.to_builtins(summary))
+    else:
+        sys.stdout.write("\n".join(summary_lines(summary)) + "\n")
+
+
+def _show(plan: Plan, plan_file: Path | None, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(described(plan))
+    else:
+        sys.stdout.write("\n".join(plan_lines(plan, plan_file)) + "\n")
+
+
+def _scope(
+    settings: Settings,
+    target: str | None,
+    begin: str | None,
+    end: str | None,
+    account: str | None,
+    key: str | None,
+    name: str | None,
+    reason: str,
+    *,
+    force: bool,
+) -> Scope:
+    if force and not reason.strip():
+        raise UsageError("--force counts again what PacSpace has: say why, with --reason TEXT")
+    if name is not None and not _NAME.fullmatch(name):
+        raise UsageError("--name should be 1 to 60 of letters, digits, '.', '_' and '-'")
+    found = _TARGET.fullmatch(target or settings.topics[0])
+    if found is None:
+        raise UsageError(
+            f"{target!r} should be TOPIC, TOPIC:PARTITION or TOPIC:PARTITION:FIRST-NEXT"
+        )
+    offsets = _offsets(found["first"], found["next"])
+    now = datetime.now(UTC)
+    return Scope(
+        topic=found["topic"],
+        name=name or f"replay-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+        reason=reason.strip(),
+        partition=int(found["partition"]) if found["partition"] else None,
+        offsets=offsets,
+        begin=_moment("--from", begin, now),
+        end=_moment("--to", end, now),
+        account=account,
+        key=key,
+        forced=force,
+    )
+
+
+def _offsets(first: str | None, next_: str | None) -> Range | None:
+    if first is None or next_ is None:
+        return None
+    if int(next_) <= int(first):
+        raise UsageError(f"{first}-{next_} holds no offset: NEXT is the first that is not replayed")
+    return int(first), int(next_)
+
+
+def _moment(option: str, text: str | None, now: datetime) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f"{option} {text!r} is no time: write 2025-06-01 or 2025-06-01T12:00:00Z"
+        ) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    if moment > now:
+        raise UsageError(f"{option} {text} is in the future: nothing of it is in the log yet")
+    return moment
+
+
+async def _carried_out(settings: Settings, plan: Plan, plan_file: Path | None) -> Summary:
+    """Run it to its end, or to the first signal; a second one exits at once."""
+    run = ReplayRun(settings, plan, f"ingester replay --plan {plan_file}")
+    received = False
+
+    def on_signal(number: signal.Signals) -> None:
+        nonlocal received
+        if received:
+            os._exit(128 + number)
+        received = True
+        run.interrupt(number.name)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    with bar("sending", plan.offsets_count) as advance:
+        return await run.run(advance)
+
+
+def _print_json(document: object) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(document) + b"\n")
