@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+import msgspec
+
 from ingester.core.intent import Unreadable, decode
 from ingester.core.messages import Commit, Start, WriteReceipt
 from ingester.core.receipt import (
     Note,
+    Receipt,
     Replay,
     Resolution,
     decode_note,
@@ -28,6 +31,8 @@ from ingester.kafka_admin import KafkaAdmin
 from ingester.kafka_topics import KEPT_TOPIC_CONFIG
 from ingester.kafka_writing import RecordWriter, WriteProblem
 from ingester.settings import LedgerSettings
+
+_NO_SUMS: Final[Mapping[str, int]] = {}
 
 
 class Receipts:
@@ -121,7 +126,10 @@ class Receipts:
     async def notes(
         self, commits: Mapping[TopicPartition, Commit], beginnings: Mapping[TopicPartition, int]
     ) -> Mapping[TopicPartition, Sequence[tuple[int, Note]]]:
-        """Return those that concern what is above each committed offset, with their offsets."""
+        """Return those that concern what is above each committed offset, with their offsets.
+
+        `bits_by_key` of receipts is left empty.
+        """
         tails: dict[TopicPartition, int] = {}
         for name in beginnings:
             commit = commits.get(name)
@@ -134,6 +142,8 @@ class Receipts:
         notes: dict[TopicPartition, list[tuple[int, Note]]] = {name: [] for name in beginnings}
         async for _, record in read_to_end(self._settings, tails):
             note = decode_note(record.value)
+            if isinstance(note, Receipt):  # a whole topic of them may be wanted, without the sums
+                note = msgspec.structs.replace(note, bits_by_key=_NO_SUMS)
             if note is not None:
                 source = TopicPartition(note.topic, note.partition)
                 notes.setdefault(source, []).append((record.offset, note))
