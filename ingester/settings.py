@@ -322,9 +322,10 @@ class Settings(PacspaceSettings, LedgerSettings, EventSettings, HealthSettings):
     backoff_seconds_max: Seconds = Field(
         30, ge=0.001, le=3600, description="Longest wait before a request is sent again."
     )
-    # Room for two small batches; beyond 64 GiB it is no bound.
+    # Room for two small batches; beyond 64 GiB it is no bound. The default is room for 1,100 of the
+    # usual batches of 14 KiB, which take twice that in memory.
     buffer_bytes_max: Size = Field(
-        ByteSize(64 * MIB),
+        ByteSize(16 * MIB),
         ge=64 * KIB,
         le=64 * 1024 * MIB,
         description="Size of the records in memory above which partitions pause.",
