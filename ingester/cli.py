@@ -27,6 +27,7 @@ _MODULES: Final[Mapping[str, str]] = {
     "balance": "ingester.balance",
     "explain": "ingester.explain",
     "replay": "ingester.replay",
+    "status": "ingester.status",
     "resolve": "ingester.resolve",
     "dlq": "ingester.dlq",
     "simulate": "ingester.simulator.command",

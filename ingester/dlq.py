@@ -45,7 +45,7 @@ from ingester.letter_report import (
 )
 from ingester.letters import Letters, dead_letter_topics, left_out
 from ingester.settings import LedgerSettings
-from ingester.tables import Table
+from ingester.tables import PrintedTable
 
 dlq = typer.Typer(
     help="Look at dead letters.",
@@ -222,7 +222,7 @@ async def _list(settings: LedgerSettings, choice: Choice, *, as_json: bool) -> N
         _warn(letters)
         return
     now = datetime.now(UTC)
-    table = Table(HEADINGS)
+    table = PrintedTable(HEADINGS)
     async for letter in found:
         table.add(row(letter, now))
     table.end()

@@ -43,6 +43,8 @@ class Standing:
     """Those about what is above the committed offset, oldest first."""
     owner: str | None
     """The host of the worker that has the partition, if one has."""
+    has_committed: bool
+    """Or else the group has no offset, and would begin where the log does."""
     unreadable_records: Range | None = None
     """What nobody can read of the log, where it is the next to be settled; see `looked_into`."""
 
@@ -118,6 +120,17 @@ async def standings(
 
     UnavailableError for a missing topic; RefusedError where the login may not see what it needs.
     """
+    found = await all_standings(settings, topics, partition)
+    return [each for each in found if each.has_committed or each.start.halt_reason]
+
+
+async def all_standings(
+    settings: LedgerSettings, topics: Sequence[str], partition: int | None = None
+) -> Sequence[Standing]:
+    """Look at all partitions, or at one of them.
+
+    UnavailableError for a missing topic; RefusedError where the login may not see what it needs.
+    """
     admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
     receipts = Receipts(settings)
     counts = await _partition_counts(admin, settings, topics)
@@ -157,9 +170,9 @@ async def standings(
             start,
             [note for _, note in notes.get(name, ())],
             owners.get(name),
+            name in stored,
         )
         for name, start in starts.items()
-        if name in stored or start.halt_reason
     ]
 
 

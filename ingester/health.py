@@ -7,12 +7,14 @@ Prometheus' text, `/status` where each partition stands, as JSON.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ingester.core.pipeline import Pipeline
+from ingester.core.record import TopicPartition
 from ingester.errors import ConfigurationError
 from ingester.option import Address
 from ingester.telemetry import Telemetry
@@ -21,9 +23,17 @@ from ingester.telemetry import Telemetry
 class HealthServer:
     """One listener beside the worker, in its loop."""
 
-    def __init__(self, pipeline: Pipeline, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        telemetry: Telemetry,
+        group_id: str,
+        stalled: Callable[[], Collection[TopicPartition]],
+    ) -> None:
         self._pipeline = pipeline
         self._telemetry = telemetry
+        self._group_id = group_id
+        self._stalled = stalled
         self._runner: web.AppRunner | None = None
 
     async def start(self, listen: Address | None) -> None:
@@ -72,8 +82,10 @@ class HealthServer:
         pipeline = self._pipeline
         held_seconds, held_for = self._hold()
         held_until = datetime.now(UTC) + timedelta(seconds=held_seconds)
+        stalled = self._stalled()
         return web.json_response(
             {
+                "group": self._group_id,
                 "requestsInFlight": pipeline.in_flight,
                 "bufferedBytes": pipeline.buffered_bytes,
                 "blocked": pipeline.blocked.reason if pipeline.blocked else None,
@@ -86,6 +98,7 @@ class HealthServer:
                         "bufferedBytes": state.buffered_bytes,
                         "halted": state.halt_reason,
                         "writeRefused": state.write_refused,
+                        "stalled": name in stalled,
                     }
                     for name, state in pipeline.partitions.items()
                 },

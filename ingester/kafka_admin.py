@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -66,6 +66,16 @@ class KafkaFacts:
     refused_topics: frozenset[str]
     group: str | None
     """State and members of the group; None when it may not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member of a consumer group, as the coordinator sees it."""
+
+    member_id: str
+    host: str
+    partitions: Sequence[TopicPartition]
+    """None yet while the group is being rebalanced."""
 
 
 class KafkaAdmin:
@@ -142,16 +152,30 @@ class KafkaAdmin:
 
     async def owners(self, group_id: str) -> Mapping[TopicPartition, str]:
         """The host of the member that has each partition now; empty when the group has none."""
-        return {
-            TopicPartition(*partition): host.removeprefix("/")
-            for _, _, host, _, assignment in await self._members(group_id)
-            if assignment  # none yet while the group is being rebalanced
-            for partition in ConsumerProtocolMemberAssignment.decode(assignment).partitions()
-        }
+        _, members = await self.members(group_id)
+        return {name: member.host for member in members for name in member.partitions}
+
+    async def members(self, group_id: str) -> tuple[str, Sequence[Member]]:
+        """The state of a group in Kafka's word, `Dead` where it does not exist, and its members."""
+        _, _, state, _, _, found, *_ = await self._described(group_id)
+        return state, [
+            Member(
+                member_id,
+                host.removeprefix("/"),
+                [
+                    TopicPartition(*each)
+                    for each in ConsumerProtocolMemberAssignment.decode(assignment).partitions()
+                ]
+                if assignment
+                else (),
+            )
+            for member_id, _, host, _, assignment in found
+        ]
 
     async def members_count(self, group_id: str) -> int:
         """How many members a group has now, those included that are joining it."""
-        return len(await self._members(group_id))
+        _, members = await self.members(group_id)
+        return len(members)
 
     async def ensure_topic(
         self,
@@ -240,17 +264,17 @@ class KafkaAdmin:
 
     async def member_hosts(self, group_id: str) -> Mapping[str, str]:
         """The host of each member of a group, by the id that the coordinator gave it."""
-        members = await self._members(group_id)
-        return {member_id: host.removeprefix("/") for member_id, _, host, *_ in members}
+        _, members = await self.members(group_id)
+        return {each.member_id: each.host for each in members}
 
-    async def _members(self, group_id: str) -> Any:
+    async def _described(self, group_id: str) -> Any:
         async with self._connections.session() as connection:
             error, response = await self._ask_coordinator(
                 connection, group_id, DescribeGroupsRequest([group_id]), _group_error
             )
             if error:
                 raise kafka_errors.for_code(error)(f"the group {group_id} cannot be described")
-        return response.groups[0][5]
+        return response.groups[0]
 
     async def _ask_coordinator(
         self, connection: Connection, group_id: str, request: Any, error_of: Callable[[Any], int]

@@ -8,7 +8,7 @@ audits what it has read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -57,14 +57,45 @@ async def stream(
             left = [each for each in left if await consumer.position(each) < ends[each]]
             consumer.pause(*(each for each in ends if each not in left))
     except TimeoutError as error:
-        asked = ", ".join(map(str, extents))
-        raise UnavailableError(
-            f"Kafka gave nothing of {asked} for {_READ_SECONDS_MAX:g} s. `ingester check` says why."
-        ) from error
+        raise _silent(extents) from error
     except kafka_errors.KafkaError as error:
         raise translate(error, "Kafka") from error
     finally:
         await closed(consumer.stop())
+
+
+async def first_records(
+    settings: KafkaSettings, extents: Mapping[TopicPartition, Range]
+) -> Mapping[TopicPartition, Record]:
+    """The first record of each range, as far as it can be read; left out where there is none.
+
+    UnavailableError when Kafka does not answer for long.
+    """
+    left = {aiokafka.TopicPartition(*name): end for name, (at, end) in extents.items() if at < end}
+    found: dict[TopicPartition, Record] = {}
+    if not left:
+        return found
+    consumer = group_less_consumer(settings)
+    try:
+        await consumer.start()
+        read_in_lists(consumer, 1)
+        consumer.assign(list(left))
+        for name in left:
+            consumer.seek(name, extents[TopicPartition(*name)][0])
+        while left:
+            async with asyncio.timeout(_READ_SECONDS_MAX):
+                name, records = await _list_of(consumer, list(left))
+            if records and records[0].offset < left[name]:
+                found[TopicPartition(*name)] = records[0]
+            if records or await consumer.position(name) >= left[name]:
+                del left[name]
+    except TimeoutError as error:
+        raise _silent(extents) from error
+    except kafka_errors.KafkaError as error:
+        raise translate(error, "Kafka") from error
+    finally:
+        await closed(consumer.stop())
+    return found
 
 
 async def _list_of(
@@ -86,6 +117,13 @@ async def _list_of(
         for name in names:
             if await consumer.position(name) > before[name]:
                 return name, ()
+
+
+def _silent(names: Iterable[TopicPartition]) -> UnavailableError:
+    asked = ", ".join(map(str, names))
+    return UnavailableError(
+        f"Kafka gave nothing of {asked} for {_READ_SECONDS_MAX:g} s. `ingester check` says why."
+    )
 
 
 class RangeReader:

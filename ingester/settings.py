@@ -279,6 +279,14 @@ class HealthSettings(Group):
         Address("127.0.0.1", 8080),
         description="Where health and metrics are served, as HOST:PORT, or `off`.",
     )
+    # Longer than a rebalance and a few backoffs take; beyond a day nobody is told in time.
+    stall_seconds: Seconds = Field(
+        60,
+        ge=1,
+        le=86400,
+        description="How long a partition may be behind and not move before that is an error in the"
+        " log.",
+    )
 
 
 class Settings(PacspaceSettings, LedgerSettings, EventSettings, HealthSettings):
@@ -341,14 +349,6 @@ class Settings(PacspaceSettings, LedgerSettings, EventSettings, HealthSettings):
         le=1800,
         description="Longest time to settle what is in flight before leaving; unset means four"
         " fifths of the session timeout.",
-    )
-    # Longer than a rebalance and a few backoffs take; beyond a day nobody is told in time.
-    stall_seconds: Seconds = Field(
-        60,
-        ge=1,
-        le=86400,
-        description="How long a partition may be behind and not move before that is an error in the"
-        " log.",
     )
     # A broker takes seconds to start; after an hour an orchestrator should be told.
     startup_timeout_seconds: Seconds = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 _ROWS_ALIGNED: Final = 200  # what is aligned together, and kept that long: a table may have no end
@@ -11,11 +11,33 @@ ELLIPSIS: Final = "…"
 
 
 class Table:
-    """Prints rows a page at a time; a column widens where a later page needs it."""
+    """Lines of aligned columns, a page of rows at a time; a column widens where a page needs."""
 
     def __init__(self, headings: Sequence[str]) -> None:
-        self._page: list[Sequence[str]] = [headings]
+        self._headings: Sequence[Sequence[str]] = [headings]
         self._widths = [0] * len(headings)
+
+    def lines(self, rows: Sequence[Sequence[str]]) -> Iterator[str]:
+        """Return those of some rows, the first of all below the headings; none for none."""
+        if not rows:
+            return
+        page = [*self._headings, *rows]
+        self._headings = ()
+        for row in page:
+            self._widths = [
+                max(width, len(cell)) for width, cell in zip(self._widths, row, strict=True)
+            ]
+        for row in page:
+            cells = (f"{cell:<{width}}" for cell, width in zip(row, self._widths, strict=True))
+            yield "  ".join(cells).rstrip()
+
+
+class PrintedTable:
+    """Prints any number of rows as they come, and keeps few of them."""
+
+    def __init__(self, headings: Sequence[str]) -> None:
+        self._table = Table(headings)
+        self._page: list[Sequence[str]] = []
         self.rows_count = 0
 
     def add(self, row: Sequence[str]) -> None:
@@ -23,21 +45,11 @@ class Table:
         self._page.append(row)
         self.rows_count += 1
         if len(self._page) >= _ROWS_ALIGNED:
-            self._print()
+            self.end()
 
     def end(self) -> None:
-        """Print what is left; a table without rows has no headings either."""
-        if self.rows_count:
-            self._print()
-
-    def _print(self) -> None:
-        for row in self._page:
-            self._widths = [
-                max(width, len(cell)) for width, cell in zip(self._widths, row, strict=True)
-            ]
-        for row in self._page:
-            cells = (f"{cell:<{width}}" for cell, width in zip(row, self._widths, strict=True))
-            sys.stdout.write("  ".join(cells).rstrip() + "\n")
+        """Print what is left."""
+        sys.stdout.writelines(f"{line}\n" for line in self._table.lines(self._page))
         self._page = []
 
 

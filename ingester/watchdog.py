@@ -43,6 +43,11 @@ class Watchdog:
         self._standings: dict[TopicPartition, _Standing] = {}
         # Of the partitions that are assigned and not halted, as of the last look.
 
+    @property
+    def stalled(self) -> frozenset[TopicPartition]:
+        """Those that were reported, and have not moved since."""
+        return frozenset(name for name, each in self._standings.items() if each.reported)
+
     async def run(self) -> None:
         """Look until cancelled."""
         while True:

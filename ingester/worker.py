@@ -150,7 +150,12 @@ class Worker:
             group_id=self._settings.group_id,
             pacspace_url=self._settings.pacspace_url,
         )
-        health = HealthServer(self._pipeline, self._telemetry)
+        health = HealthServer(
+            self._pipeline,
+            self._telemetry,
+            self._settings.group_id,
+            lambda: self._watchdog.stalled,
+        )
         try:
             await health.start(self._settings.http_listen)
             await self._settle_until_stopped()

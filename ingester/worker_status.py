@@ -23,6 +23,8 @@ class PartitionStatus(msgspec.Struct, frozen=True, rename="camel"):
     unsettled_batches: int
     buffered_bytes: int
     halted: str | None
+    write_refused: str | None = None
+    stalled: bool = False
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, rename="camel"):
@@ -33,6 +35,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, rename="camel"):
     held_until: str | None
     held_for: str | None
     partitions: Mapping[str, PartitionStatus]
+    group: str | None = None
+    """None of a worker that does not say it yet."""
 
     def of(self, name: TopicPartition) -> PartitionStatus | None:
         """How far it is with a partition; None for one that it does not have."""
