@@ -146,6 +146,7 @@ async def test_what_blocks_and_holds(
     """A PacSpace that refuses everything needs somebody; one that asks for a wait is shown."""
     group = group_of(await topic(1))
     worker = group.start()
+    eventually(worker.ready)
     simulator.add_faults({"match": {"method": "POST"}, "effect": {"kind": "answer", "status": 402}})
     await group.produce(usage(10), partition=0)
     eventually(lambda: worker.status()["blocked"])
