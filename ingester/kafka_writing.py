@@ -7,7 +7,8 @@ refuses all that follows in that partition. So a producer that failed to write a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -112,7 +113,39 @@ class RecordWriter:
         """
         place = _Place(topic, partition)
         await self._turn(place)
-        return await self._written(*await self._queue(place, value=value, key=key))
+        return await self._written(*await self._queue(place, _record(place, value=value, key=key)))
+
+    async def write_all(
+        self, topic: str, partition: int, key: bytes, values: Sequence[bytes]
+    ) -> Sequence[int]:
+        """Write records of one key one behind the other, as `write` does; return their offsets.
+
+        Together they take the client much less than one after the other.
+        """
+        place = _Place(topic, partition)
+        await self._turn(place)
+        left = deque(values)
+
+        async def put(producer: AIOKafkaProducer) -> asyncio.Future[Any]:
+            batch = producer.create_batch()
+            while left and batch.append(timestamp=None, key=key, value=left[0]) is not None:
+                left.popleft()
+            batch.close()
+            future: asyncio.Future[Any] = await producer.send_batch(
+                batch, topic, partition=partition
+            )
+            return future
+
+        offsets: list[int] = []
+        while left:
+            before = len(left)
+            written = await self._written(*await self._queue(place, put))
+            # A broker that finds that it has had them does not tell where.
+            offsets += [
+                written.offset + number if written.offset >= 0 else -1
+                for number in range(before - len(left))
+            ]
+        return offsets
 
     async def send(
         self, topic: str, value: bytes | None, key: bytes | None, partition: int | None = None
@@ -120,7 +153,8 @@ class RecordWriter:
         """Queue one record as `write` does; the future ends when the broker has it or has not."""
         place = _Place(topic, partition)
         await self._turn(place)
-        return asyncio.ensure_future(self._written(*await self._queue(place, value=value, key=key)))
+        queued = await self._queue(place, _record(place, value=value, key=key))
+        return asyncio.ensure_future(self._written(*queued))
 
     async def write_dead_letters(
         self, topic: str, source: TopicPartition, letters: Sequence[DeadLetter]
@@ -134,13 +168,14 @@ class RecordWriter:
                 record = letter.record
                 # The client refuses a record that has neither key nor value.
                 both_null = record.key is None and record.value is None
-                queued = await self._queue(
+                put = _record(
                     place,
                     value=b"" if both_null else record.value,
                     key=record.key,
                     timestamp_ms=record.timestamp if record.timestamp >= 0 else None,
                     headers=_dead_letter_headers(source, letter),
                 )
+                queued = await self._queue(place, put)
                 written.append(asyncio.ensure_future(self._written(*queued)))
             await asyncio.gather(*written)
         except IngesterError as error:
@@ -154,14 +189,14 @@ class RecordWriter:
             await self._troubles[place].turn()
 
     async def _queue(
-        self, place: _Place, **record: Any
+        self, place: _Place, put: _Put
     ) -> tuple[asyncio.Future[Any], AIOKafkaProducer, _Place]:
         producer = self._producer
         try:
             if producer is None:
                 producer = await self._another_producer()
             await _know(producer, place)
-            future = await producer.send(place.topic, partition=place.partition, **record)
+            future = await put(producer)
         except kafka_errors.KafkaError as error:
             # What the client itself finds too large is not queued, and in nobody's way.
             if not isinstance(error, kafka_errors.MessageSizeTooLargeError):
@@ -214,6 +249,14 @@ class RecordWriter:
                 await closed(producer.stop())
             self._starting = None
         return producer
+
+
+_Put = Callable[[AIOKafkaProducer], Awaitable[asyncio.Future[Any]]]
+"""Hands something to a producer; the future ends when the broker has it or has not."""
+
+
+def _record(place: _Place, **record: Any) -> _Put:
+    return lambda producer: producer.send(place.topic, partition=place.partition, **record)
 
 
 async def _know(producer: AIOKafkaProducer, place: _Place) -> None:

@@ -71,22 +71,34 @@ class Receipts:
         if self._writer is not None:
             await self._writer.stop()
 
-    async def write(self, receipt: WriteReceipt) -> int | WriteProblem:
-        """Append a receipt; return its offset, or why the broker does not have it."""
+    async def write(
+        self, source: TopicPartition, receipts: Sequence[WriteReceipt]
+    ) -> Sequence[int | WriteProblem]:
+        """Append receipts of one partition; say of each its offset, or why no broker has it."""
+        assert self._writer is not None, "nothing is written before the start"
         settled_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        value = encode_receipt(
-            receipt.batch,
-            receipt.outcome,
-            receipt.attempts,
-            settled_at,
-            in_doubt=receipt.in_doubt,
-            replay=self._replay.name if self._replay else None,
-            forced=self._replay is not None and self._replay.forced,
-        )
+        values = [
+            encode_receipt(
+                receipt.batch,
+                receipt.outcome,
+                receipt.attempts,
+                settled_at,
+                in_doubt=receipt.in_doubt,
+                replay=self._replay.name if self._replay else None,
+                forced=self._replay is not None and self._replay.forced,
+            )
+            for receipt in receipts
+        ]
+        topic, partition = self.partition_for(source)
         try:
-            return await self._append(receipt.batch.partition, value)
+            return await self._writer.write_all(topic, partition, str(source).encode(), values)
         except IngesterError as error:
-            return WriteProblem.of(error)
+            problem = WriteProblem.of(error)
+        if problem.refused and len(receipts) > 1:  # one of them, perhaps, and not the others
+            return [
+                outcome for receipt in receipts for outcome in await self.write(source, [receipt])
+            ]
+        return [problem] * len(receipts)
 
     async def write_note(self, note: Resolution | Replay) -> int:
         """Append a note of a person's; return its offset. RefusedError without the permission."""

@@ -17,7 +17,7 @@ from ingester.core.deadletter import DeadLetter
 from ingester.core.event import Rejection
 from ingester.core.record import TopicPartition
 from ingester.errors import UnavailableError
-from ingester.kafka_writing import RecordWriter
+from ingester.kafka_writing import RecordTooLargeError, RecordWriter
 from ingester.local_kafka import LocalKafka
 from ingester.settings import KafkaSettings
 from tests.conftest import TopicFactory
@@ -124,6 +124,35 @@ async def test_what_is_under_way_elsewhere_is_written_once(
 
     assert Counter(each.value for each in found) == Counter([*values, SMALL])
     assert [each.offset for each in written if each.partition.partition == 1] == list(range(1000))
+
+
+async def test_many_at_once_are_written_in_their_order(
+    writer: RecordWriter, topic: TopicFactory, kafka: LocalKafka
+) -> None:
+    """Each once, whatever the client holds in a batch; their offsets are told."""
+    name = await topic(2)
+    values = [b"%d," % number * 2_000 for number in range(100)]  # some 900 KiB
+    first, second = await asyncio.gather(
+        writer.write_all(name, 1, b"source", values), writer.write_all(name, 1, b"source", [SMALL])
+    )
+
+    found = await read_all(kafka.bootstrap_servers, name)
+
+    by_offset = {each.offset: each.value for each in found if each.partition == 1}
+    assert [by_offset[offset] for offset in first] == values
+    assert list(first) == sorted(first)
+    assert by_offset[second[0]] == SMALL
+    assert len(found) == 101
+    assert {each.key for each in found} == {b"source"}
+
+
+async def test_many_at_once_are_refused_together(writer: RecordWriter, topic: TopicFactory) -> None:
+    """And those that follow are written."""
+    name = await topic(config=LIMIT)
+    with pytest.raises(RecordTooLargeError, match=r"raise its max\.message\.bytes"):
+        await writer.write_all(name, 0, b"source", [SMALL, LARGE])
+
+    assert await writer.write_all(name, 0, b"source", [SMALL, SMALL]) == [0, 1]
 
 
 async def test_writes_to_where_they_fail_take_turns(
