@@ -297,4 +297,4 @@ def shown(range_: Range) -> str:
 
 
 def _range_of(note: Note) -> str:
-    return f"{note.topic}:{note.partition}{shown((note.first_offset, note.next_offset))}"
+    return f"{note.topic}:{note.partition}{shown(note.range)}"

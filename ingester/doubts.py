@@ -84,11 +84,7 @@ class Standing:
     def decision_on(self, intent: Intent) -> Resolution | None:
         """Return what was last decided about a batch in doubt."""
         decisions = [each for each in self.notes if isinstance(each, Resolution)]
-        concerning = (
-            each
-            for each in reversed(decisions)
-            if (each.first_offset, each.next_offset) == intent.range
-        )
+        concerning = (each for each in reversed(decisions) if each.range == intent.range)
         return next(concerning, None)
 
     @property

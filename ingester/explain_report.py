@@ -106,7 +106,7 @@ def receipt_lines(entry: Entry) -> Iterator[str]:
     """Say what a receipt says."""
     receipt = entry.note
     assert isinstance(receipt, Receipt)
-    range_ = shown((receipt.first_offset, receipt.next_offset))
+    range_ = shown(receipt.range)
     yield _line(
         "batch",
         f"{entry.source}{range_}, {receipt.items} items, {receipt.dead_letters} dead letters,"

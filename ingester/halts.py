@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ingester.core.pipeline import PartitionState
+from ingester.core.partition import PartitionState
 from ingester.core.receipt import Receipt, Replay, Resolution, decode_note
 from ingester.core.record import TopicPartition
 from ingester.kafka import read_to_end

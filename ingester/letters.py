@@ -102,7 +102,7 @@ class Letters:
         async for entry in notes(self._settings, places, topics):
             note = entry.note
             if isinstance(note, Receipt) and note.items and entry.source in covered:
-                covered[entry.source].append((note.first_offset, note.next_offset))
+                covered[entry.source].append(note.range)
         for name, ranges in covered.items():
             held = intersected(merged(ranges), [self.logs[name]])
             if not held:

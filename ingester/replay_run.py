@@ -173,11 +173,10 @@ class ReplayRun:
         counted: set[tuple[int, Range]] = set()
         for notes in (await self._notes()).values():
             for note in notes:
-                range_ = (note.first_offset, note.next_offset)
                 if not isinstance(note, Receipt) or note.replay != self._plan.name:
                     continue
-                if (note.partition, range_) not in counted:
-                    counted.add((note.partition, range_))
+                if (note.partition, note.range) not in counted:
+                    counted.add((note.partition, note.range))
                     summary.add(note)
         return summary
 

@@ -206,15 +206,13 @@ def _held(name: TopicPartition, asked: Range, log: Range) -> Range:
 
 
 def _receipted(notes: Sequence[tuple[int, Note]]) -> list[Range]:
-    return merged(
-        (note.first_offset, note.next_offset) for _, note in notes if isinstance(note, Receipt)
-    )
+    return merged(note.range for _, note in notes if isinstance(note, Receipt))
 
 
 def _left_out(notes: Sequence[tuple[int, Note]], commit: Commit | None) -> list[Range]:
     """What somebody decided to skip, and what the group may have in flight."""
     skipped = [
-        (note.first_offset, note.next_offset)
+        note.range
         for _, note in notes
         if isinstance(note, Resolution) and note.decision == "skipped"
     ]

@@ -52,7 +52,8 @@ from ingester.core.messages import (
     WriteDeadLetters,
     WriteReceipt,
 )
-from ingester.core.pipeline import PartitionState, Pipeline
+from ingester.core.partition import PartitionState
+from ingester.core.pipeline import Pipeline
 from ingester.core.record import TopicPartition
 from ingester.core.replaying import Replaying
 from ingester.errors import IncompleteError, IngesterError, UnavailableError

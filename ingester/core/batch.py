@@ -45,6 +45,10 @@ class Batch:
     buffered_bytes: int
 
     @property
+    def range(self) -> Range:
+        return (self.first_offset, self.next_offset)
+
+    @property
     def intent_digest(self) -> int:
         """What an intent has room for of the digest."""
         return int.from_bytes(self.body_digest[:4])

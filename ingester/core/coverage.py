@@ -14,6 +14,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from ingester.core.batch import idempotency_key
+from ingester.core.intent import Range
 from ingester.core.record import Record, TopicPartition
 
 _offset_of = attrgetter("offset")
@@ -28,6 +29,10 @@ class Proof(NamedTuple):
     """Empty where the range is passed for another reason."""
     receipt_offset: int
     namespace: str = ""
+
+    @property
+    def range(self) -> Range:
+        return (self.first_offset, self.next_offset)
 
     def __str__(self) -> str:
         return f"[{self.first_offset},{self.next_offset})"
@@ -79,7 +84,7 @@ class Coverage:
         self._first = self._last = None
         if first is None or last is None or not proof.idempotency_key:
             return  # the log has lost them, or there is nothing to compare them with
-        if (first.offset, last.offset + 1) != proof[:2]:  # or some, and the key tells nothing
+        if (first.offset, last.offset + 1) != proof.range:  # or some, and the key tells nothing
             return
         if idempotency_key(self._partition, first, last, proof.namespace) != proof.idempotency_key:
             self.mistaken = proof

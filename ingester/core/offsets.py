@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from ingester.core.intent import Intent, Ledger
+from ingester.core.intent import Intent, Ledger, Range
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +27,10 @@ class Span:
     settled: bool = False
     not_applied: bool = False
     """Set when its batch was given up, and no attempt at it can have been applied."""
+
+    @property
+    def range(self) -> Range:
+        return (self.first_offset, self.next_offset)
 
 
 class OffsetTracker:
@@ -55,7 +59,7 @@ class OffsetTracker:
                     receipts_offset=receipts_offset,
                 )
             )
-        self.inherited = {(each.first_offset, each.next_offset): each for each in self._spans}
+        self.inherited = {each.range: each for each in self._spans}
         # What former owners intended; they alone are settled before they are read.
         self._settled: list[tuple[int, int]] = []
         # Ends of what is settled beyond, descending, and the first of the receipts of it and of

@@ -9,21 +9,25 @@ next reads it again from the committed offset, and forms what was intended as it
 
 from __future__ import annotations
 
-import heapq
-from collections import OrderedDict, deque
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from itertools import count
 from typing import assert_never
 
-from ingester.core.batch import Batch, BatchBuilder
+from ingester.core.backpressure import Backpressure
+from ingester.core.batch import Batch
 from ingester.core.committer import Committer
-from ingester.core.coverage import Coverage, Proof
-from ingester.core.deadletter import DeadLetterWindow
 from ingester.core.deliveries import Deliveries
-from ingester.core.delivery import Acknowledged, Blocked, InDoubt, Refused
+from ingester.core.delivery import Acknowledged, Blocked, Refused
 from ingester.core.dispatch import Delivery, Dispatcher, Hold
 from ingester.core.event import Decode
+from ingester.core.halts import (
+    doubtful_answer,
+    doubtful_refusal,
+    forgotten_key,
+    inherited_doubt,
+    other_records,
+    refused_and_gone,
+)
 from ingester.core.messages import (
     AttemptEnded,
     Command,
@@ -43,7 +47,6 @@ from ingester.core.messages import (
     RangeNotRead,
     RangeRead,
     ReadFailed,
-    ReadRange,
     ReceiptNotWritten,
     ReceiptWritten,
     RecordsFetched,
@@ -52,30 +55,12 @@ from ingester.core.messages import (
     SendBatch,
     Start,
     Tick,
-    WriteDeadLetters,
-    WriteReceipt,
 )
-from ingester.core.offsets import OffsetTracker, Span
-from ingester.core.partition import Partition
+from ingester.core.open_batches import OpenBatches
+from ingester.core.partition import Partition, PartitionState
 from ingester.core.record import TopicPartition
 from ingester.core.refusals import BodyLimit, Refusals
-
-_LISTED_MAX = 5  # ranges in a sentence; `ingester resolve` shows all of them
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionState:
-    """Where one assigned partition stands."""
-
-    committed: int
-    """The next offset that the group has; where it begins, as long as it has none."""
-    receipts_offset: int
-    """No note about anything above it lies before this, in the receipts' partition."""
-    unsettled_batches: int
-    buffered_bytes: int
-    halt_reason: str | None
-    write_refused: str | None
-    """Why a topic takes nothing of it until somebody changes something; it is tried again."""
+from ingester.core.settling import Settling, step_of
 
 
 class Pipeline:
@@ -87,18 +72,14 @@ class Pipeline:
         self._namespace = namespace  # of the keys, for what is to be counted once more
         self._epoch = 0
         self._partitions: dict[TopicPartition, Partition] = {}
-        self._open: OrderedDict[TopicPartition, float] = OrderedDict()
-        # When the linger of each open batch ends. The linger is one for all: oldest first.
+        self._open = OpenBatches(limits.batch.linger_seconds)
         self._dispatcher = Dispatcher(limits)
         self._committer = Committer(limits)
         self._body_limit = BodyLimit(limits.batch.body_bytes_max)
         self._deliveries = Deliveries(self._partitions)
+        self._pressure = Backpressure(limits.buffer_bytes_max, self._partitions)
+        self._settling = Settling(limits, self._partitions, self._deliveries, self._committer)
         self._refusals = Refusals(limits, decode, namespace, self._deliveries, self._committer)
-        self._rewrites: list[tuple[float, int, Delivery]] = []
-        # Those with something to be written or read again that failed: a heap by due time.
-        self._sequence = count()  # breaks ties in the heap
-        self._open_bytes = 0  # of all open batches
-        self._paused: set[TopicPartition] = set()
         self._wall_offset = 0.0  # what to add to `now` for seconds since the epoch
         self._fenced = False  # from a commit that says so to the end of the assignment
         self._revoking = False  # from the start of a revocation to the next assignment
@@ -127,7 +108,7 @@ class Pipeline:
     @property
     def buffered_bytes(self) -> int:
         """Bytes of records that are read and not settled."""
-        return self._deliveries.bytes + self._open_bytes
+        return self._deliveries.bytes + self._open.bytes
 
     @property
     def blocked(self) -> Blocked | None:
@@ -147,17 +128,7 @@ class Pipeline:
             for each in self._deliveries
             if each.write_refused is not None
         }
-        return {
-            name: PartitionState(
-                part.committed,
-                part.offsets.receipts_offset,
-                part.offsets.unsettled_count,
-                part.buffered_bytes,
-                part.halt_reason,
-                refused.get(name),
-            )
-            for name, part in self._partitions.items()
-        }
+        return {name: part.state(refused.get(name)) for name, part in self._partitions.items()}
 
     def may_be_reopened(self, name: TopicPartition) -> bool:
         """Whether a partition is halted, and nothing of it is under way any more."""
@@ -170,12 +141,13 @@ class Pipeline:
     def wake_at(self) -> float | None:
         """Return when a `Tick` is next needed, or None when only a fact can change anything."""
         if self._fenced:
-            return self._rewrites[0][0] if self._rewrites else None
-        times = [self._dispatcher.wake_at(), self._next_commit()]
-        if self._open:
-            times.append(next(iter(self._open.values())))
-        if self._rewrites:
-            times.append(self._rewrites[0][0])
+            return self._settling.repeats_at
+        times = (
+            self._dispatcher.wake_at(),
+            self._next_commit(),
+            self._open.linger_ends_at,
+            self._settling.repeats_at,
+        )
         return min((time for time in times if time is not None), default=None)
 
     # -- facts --------------------------------------------------------------------------------
@@ -197,11 +169,11 @@ class Pipeline:
             case CommitFailed():
                 self._commit_failed(fact, now)
             case DeadLettersWritten():
-                self._dead_letters_written(fact.batch, commands)
+                commands += self._settling.dead_letters_written(fact)
             case ReceiptWritten():
-                self._receipt_written(fact)
+                self._settling.receipt_written(fact)
             case DeadLettersNotWritten() | ReceiptNotWritten() | RangeNotRead():
-                self._not_done(fact, now)
+                self._settling.not_done(fact, now)
             case PositionsReached():
                 self._positions_reached(fact)
             case ReadFailed():
@@ -216,7 +188,7 @@ class Pipeline:
                 self._revoked()
             case DrainRequested():
                 self._draining = True
-                self._cut_all(now, commands)
+                self._cut_due(math.inf, now, commands)
             case Tick():
                 self._tick(now, commands)
             case _:
@@ -250,67 +222,21 @@ class Pipeline:
     def _begin(
         self, name: TopicPartition, start: Start, now: float, commands: list[Command]
     ) -> None:
-        intents = start.ledger.intents
-        limits = self._limits
-        part = self._partitions[name] = Partition(
-            BatchBuilder(
-                name,
-                self._epoch,
-                limits.batch,
-                self._decode,
-                self._namespace,
-                frozen=deque(intents),
-                passed=start.settled.keys(),
-            ),
-            Coverage(name, start.proofs),
-            OffsetTracker(
-                start.offset,
-                start.ledger.receipts_offset,
-                intents,
-                settled=[(each.next_offset, each.receipt_offset) for each in start.proofs],
-            ),
-            DeadLetterWindow(limits.dead_letters),
-            DeadLetterWindow(limits.dead_letters),
-            quiet_at=now + limits.session_timeout_seconds + limits.request_timeout_seconds,
-            acknowledged=start.acknowledged,
-            committed=start.offset if start.committed is None else start.committed,
-            resent=start.resent,
+        part = self._partitions[name] = Partition.begin(
+            name,
+            self._epoch,
+            start,
+            limits=self._limits,
+            decode=self._decode,
+            namespace=self._namespace,
+            now=now,
         )
-        for range_, receipt_offset in start.settled.items():
-            part.offsets.receipt_found(receipt_offset)
-            part.offsets.settle(part.offsets.inherited[range_])
-        reason = start.halt_reason or self._not_to_be_sent_again(start, now + self._wall_offset)
+        reason = start.halt_reason
+        reason = reason or inherited_doubt(start, now + self._wall_offset, self._limits)
         if reason is not None:
-            self._halt(name, reason, commands)
+            self._halt(part, reason, commands)
         elif start.committed is not None:
             self._committer.changed(part)
-
-    def _not_to_be_sent_again(self, start: Start, wall_seconds: float) -> str | None:
-        """Say why what a former owner left in doubt has to be judged by somebody, if it has."""
-        in_doubt = [
-            each
-            for each in start.ledger.intents
-            if not any(
-                each.range in ranges for ranges in (start.settled, start.acknowledged, start.resent)
-            )
-        ]
-        if not in_doubt:
-            return None
-        ranges = ", ".join(map(str, in_doubt[:_LISTED_MAX]))
-        if len(in_doubt) > _LISTED_MAX:
-            ranges += f" and {len(in_doubt) - _LISTED_MAX} more"
-        if self._limits.in_doubt == "halt":
-            return f"in doubt, and INGESTER_IN_DOUBT is halt: {ranges}"
-        window = self._limits.idempotency_window_seconds
-        if wall_seconds - min(each.intended_at for each in in_doubt) > window:
-            return self._perhaps_forgotten(ranges)
-        return None
-
-    def _perhaps_forgotten(self, ranges: str) -> str:
-        return (
-            f"in doubt for longer than {self._limits.idempotency_window_seconds:g} s, after which"
-            f" PacSpace may have forgotten its key (INGESTER_IDEMPOTENCY_WINDOW_SECONDS): {ranges}"
-        )
 
     def _fetched(self, fact: RecordsFetched, now: float, commands: list[Command]) -> None:
         if self._revoking or self._draining:
@@ -320,26 +246,10 @@ class Pipeline:
             part = self._partitions.get(name)
             if part is None or part.halt_reason or not records:
                 continue
-            before = part.builder.buffered_bytes
-            batches = part.extend(records, cut_bytes_max)
-            self._open_bytes += part.builder.buffered_bytes - before
-            if batches:
-                self._open.pop(name, None)
-                self._take(part, batches, now, commands)
-            if part.builder.may_be_cut:
-                self._open.setdefault(name, now + self._limits.batch.linger_seconds)
-            if part.builder.lost is not None:
-                lost = part.builder.lost
-                reason = (
-                    f"in doubt: {lost} was sent by a former"
-                    " owner, and cannot be formed again as it was: the log does not hold all of its"
-                    " records any more, or INGESTER_UNKNOWN_MEMBERS or INGESTER_BODY_BYTES_MAX"
-                    " were changed. To go on without it:"
-                    f" ingester resolve {name}:{lost.first_offset} --as skipped"
-                )
-                self._halt(name, reason, commands)
-            if part.coverage.mistaken is not None:
-                self._halt(name, _of_others(name, part.coverage.mistaken), commands)
+            self._take(part, self._open.extend(part, records, cut_bytes_max, now), now, commands)
+            reason = other_records(part)
+            if reason is not None:
+                self._halt(part, reason, commands)
         self._pause(fact.records, commands)
 
     def _positions_reached(self, fact: PositionsReached) -> None:
@@ -348,7 +258,7 @@ class Pipeline:
             return
         for name, position in fact.positions.items():
             part = self._partitions.get(name)
-            if part is None or part.halt_reason or name in self._open:
+            if part is None or part.halt_reason or part in self._open:
                 continue
             if part.coverage.is_undecided:
                 continue
@@ -357,54 +267,48 @@ class Pipeline:
 
     def _read_failed(self, fact: ReadFailed, now: float, commands: list[Command]) -> None:
         """Halt behind what was read: that is settled, and the committed offset says where it is."""
-        name = fact.partition
-        part = self._partitions.get(name)
+        part = self._partitions.get(fact.partition)
         if part is None or part.halt_reason:
             return
-        if name in self._open:
-            self._cut(name, now, commands)
-        self._halt(name, fact.reason, commands, ends=False)
+        if part in self._open:
+            self._take(part, [self._open.cut(part)], now, commands)
+        self._halt(part, fact.reason, commands, ends=False)
         self._committer.changed(part)  # be it still where it begins: a decision needs a place
 
     def _attempt_ended(self, fact: AttemptEnded, now: float, commands: list[Command]) -> None:
         delivery = self._deliveries.of(fact.batch)
         if delivery is None:
             return
+        part = self._partitions[fact.batch.partition]
         self._dispatcher.ended(delivery, fact, now)
-        if isinstance(fact.outcome, Acknowledged):
-            delivery.items_pending = False
-            delivery.acknowledged = fact.outcome
-            part = self._partitions[fact.batch.partition]
-            part.refusals.add(now, fact.batch.items_count, 0)
-            self._advance(delivery, commands)
-        elif isinstance(fact.outcome, InDoubt) and self._limits.in_doubt == "halt":
-            reason = (
-                f"{fact.batch} is in doubt, and INGESTER_IN_DOUBT is halt: {fact.outcome.reason}"
-            )
-            self._dispatcher.forget(delivery)
-            self._deliveries.forget([delivery])
-            self._halt(fact.batch.partition, reason, commands)
-        elif isinstance(fact.outcome, Refused):
-            self._attempt_refused(delivery, fact.outcome, now, commands)
-        elif self._revoking or self._partitions[fact.batch.partition].ends:
-            self._give_up(fact.batch.partition)
+        match fact.outcome:
+            case Acknowledged():
+                delivery.items_pending = False
+                delivery.acknowledged = fact.outcome
+                part.refusals.add(now, fact.batch.items_count, 0)
+                commands += self._settling.advance(delivery)
+            case Refused():
+                self._attempt_refused(part, delivery, fact.outcome, now, commands)
+            case outcome if reason := doubtful_answer(fact.batch, outcome, self._limits):
+                self._dispatcher.forget(delivery)
+                self._deliveries.forget([delivery])
+                self._halt(part, reason, commands)
+            case _:
+                self._give_up_at_the_end(part)
 
     def _attempt_refused(
-        self, delivery: Delivery, refused: Refused, now: float, commands: list[Command]
+        self,
+        part: Partition,
+        delivery: Delivery,
+        refused: Refused,
+        now: float,
+        commands: list[Command],
     ) -> None:
         """Take a refusal for the last word, or for none where that may count something twice."""
-        batch = delivery.batch
-        part = self._partitions[batch.partition]
-        doubtful = delivery.in_doubt and not refused.is_api
-        if refused.meaning == "conflict" or doubtful:
-            # It stays intended: something was, or may have been, applied under its key.
-            self._deliveries.forget([delivery])
-            detail = (
-                "after an attempt whose end is not known, and not by PacSpace itself"
-                if doubtful
-                else "the key was used before with another body"
-            )
-            self._halt(part.name, f"{batch} is in doubt ({detail}): {refused.reason}", commands)
+        reason = doubtful_refusal(delivery, refused)
+        if reason is not None:
+            self._deliveries.forget([delivery])  # it stays intended
+            self._halt(part, reason, commands)
             return
         if now < delivery.quiet_at:
             self._dispatcher.put_off(delivery, delivery.quiet_at)
@@ -412,51 +316,19 @@ class Pipeline:
         delivery.in_doubt_since = None  # a key is looked up before a body is judged
         delivery.refused = refused
         self._refusals.add(part, delivery)
-        if self._revoking or part.ends:
-            self._give_up(part.name)
+        if self._is_ending(part):
+            self._give_up(part)
             return
-        if refused.meaning == "too_large" and batch.items_count > 1:
-            self._body_limit.refused(len(batch.body), now)
+        if refused.meaning == "too_large" and delivery.batch.items_count > 1:
+            self._body_limit.refused(len(delivery.batch.body), now)
         if not delivery.records and not delivery.dead_letters_pending:
-            self._work_on(delivery, commands)
+            commands.append(step_of(delivery))
 
     def _range_read(self, fact: RangeRead, commands: list[Command]) -> None:
         delivery = self._deliveries.of(fact.batch)
-        if delivery is None:
-            return
-        if self._refusals.read(delivery, fact.records):
-            return
-        reason = (
-            f"{fact.batch} was refused, and the log does not hold all of its records any more, or"
-            " they cannot be read, so that the one at fault cannot be found"
-        )
-        self._halt(fact.batch.partition, reason, commands)
-
-    def _dead_letters_written(self, batch: Batch, commands: list[Command]) -> None:
-        delivery = self._deliveries.of(batch)
-        if delivery is not None:
-            delivery.dead_letters_pending = False
-            delivery.write_refused = None
-            if delivery.refused is not None:
-                self._work_on(delivery, commands)
-            else:
-                self._advance(delivery, commands)
-
-    def _receipt_written(self, fact: ReceiptWritten) -> None:
-        delivery = self._deliveries.of(fact.batch)
-        if delivery is not None:
-            self._partitions[fact.batch.partition].offsets.receipt_found(fact.offset)
-            self._settle(delivery)
-
-    def _not_done(
-        self, fact: DeadLettersNotWritten | ReceiptNotWritten | RangeNotRead, now: float
-    ) -> None:
-        delivery = self._deliveries.of(fact.batch)
-        if delivery is not None:
-            delivery.topic_attempts += 1
-            delivery.write_refused = None if isinstance(fact, RangeNotRead) else fact.refused
-            due = now + self._limits.backoff_seconds(delivery.topic_attempts, fact.jitter)
-            heapq.heappush(self._rewrites, (due, next(self._sequence), delivery))
+        if delivery is not None and not self._refusals.read(delivery, fact.records):
+            part = self._partitions[fact.batch.partition]
+            self._halt(part, refused_and_gone(fact.batch), commands)
 
     def _committed(self, commands: list[Command]) -> None:
         for part, intended in self._committer.succeeded():
@@ -467,14 +339,12 @@ class Pipeline:
                 if delivery.items_pending:
                     self._dispatcher.add(delivery)
                 else:
-                    self._advance(delivery, commands)
-            if self._revoking or part.ends:
-                self._give_up(part.name)
+                    commands += self._settling.advance(delivery)
+            self._give_up_at_the_end(part)
 
     def _commit_failed(self, fact: CommitFailed, now: float) -> None:
         for part in self._committer.failed(now, fact.jitter):
-            if self._revoking or part.ends:
-                self._give_up(part.name)
+            self._give_up_at_the_end(part)
         if fact.fenced:
             # Whoever has the partitions by now knows what was intended, and settles it.
             self._fenced = True
@@ -483,9 +353,9 @@ class Pipeline:
     def _revocation_started(self) -> None:
         """Finish what may have been applied; the rest is quicker read again than sent."""
         self._revoking = True
-        for name in self._partitions:
-            self._discard(name)
-            self._give_up(name)
+        for part in self._partitions.values():
+            self._open.discard(part)
+            self._give_up(part)
 
     def _revoked(self) -> None:
         self._partitions.clear()
@@ -493,38 +363,20 @@ class Pipeline:
         self._dispatcher.clear()
         self._committer.clear()
         self._deliveries.clear()
-        self._rewrites.clear()
+        self._settling.clear()
         self._refusals.clear()
-        self._open_bytes = 0
-        self._paused.clear()
+        self._pressure.paused.clear()
         self._fenced = False
 
     def _tick(self, now: float, commands: list[Command]) -> None:
-        while self._open and next(iter(self._open.values())) <= now:
-            self._cut(next(iter(self._open)), now, commands)
-        while self._rewrites and self._rewrites[0][0] <= now:
-            delivery = heapq.heappop(self._rewrites)[2]
-            if delivery in self._deliveries:
-                self._work_on(delivery, commands)
+        self._cut_due(now, now, commands)
+        commands += self._settling.repeat(now)
 
     # -- steps --------------------------------------------------------------------------------
 
-    def _cut_all(self, now: float, commands: list[Command]) -> None:
-        while self._open:
-            self._cut(next(iter(self._open)), now, commands)
-
-    def _cut(self, name: TopicPartition, now: float, commands: list[Command]) -> None:
-        del self._open[name]
-        part = self._partitions[name]
-        self._open_bytes -= part.builder.buffered_bytes
-        self._take(part, [part.builder.cut()], now, commands)
-
-    def _discard(self, name: TopicPartition) -> None:
-        """Forget the open batch of a partition."""
-        builder = self._partitions[name].builder
-        self._open.pop(name, None)
-        self._open_bytes -= builder.buffered_bytes
-        builder.discard()
+    def _cut_due(self, until: float, now: float, commands: list[Command]) -> None:
+        for part, batch in self._open.cut_due(until):
+            self._take(part, [batch], now, commands)
 
     def _take(
         self, part: Partition, batches: list[Batch], now: float, commands: list[Command]
@@ -536,166 +388,89 @@ class Pipeline:
             too_many = part.rejections.add(now, batch.items_count + len(letters), len(letters))
             if too_many:
                 last = letters[-1].rejection.detail
-                self._halt(part.name, f"{too_many}; the last one: {last}", commands, ends=False)
+                self._halt(part, f"{too_many}; the last one: {last}", commands, ends=False)
                 return
 
     def _take_one(self, part: Partition, batch: Batch, now: float, commands: list[Command]) -> None:
-        letters = batch.dead_letters
-        range_ = (batch.first_offset, batch.next_offset)
-        span = part.offsets.inherited.get(range_)
-        delivery = Delivery(
-            batch,
-            span or Span(batch.first_offset, batch.next_offset, batch.intent_digest),
-            recorded=span is not None,
-            items_pending=batch.items_count > 0 and range_ not in part.acknowledged,
-            dead_letters_pending=bool(letters),
-            letters=letters,
-            in_doubt_since=now if range_ in part.acknowledged else None,
-        )
+        delivery = part.deliver(batch, now, self._wall_offset)
         self._deliveries.add(delivery)
-        if span is None:
-            part.offsets.track(delivery.span)
+        if not delivery.recorded:
             self._committer.intend(part, delivery)
-        if letters:
-            self._work_on(delivery, commands)
-        if span is not None and delivery.items_pending:
-            self._send_again(part, delivery, now)
-        elif span is not None:
-            self._advance(delivery, commands)
-
-    def _send_again(self, part: Partition, delivery: Delivery, now: float) -> None:
-        """Send what nobody knows whether it was sent; by a decision, once and intended anew."""
-        span = delivery.span
-        assert span.intended_at is not None, "what is inherited was intended"
-        delivery.quiet_at = part.quiet_at
-        if (span.first_offset, span.next_offset) in part.resent:
-            delivery.in_doubt_since = now
-            delivery.recorded = False
-            span.intended_at = max(span.intended_at + 1, int(now + self._wall_offset))
-            self._committer.intend(part, delivery)
-        else:
-            delivery.in_doubt_since = span.intended_at - self._wall_offset
+        elif delivery.items_pending:
             self._dispatcher.add(delivery)
+        if delivery.dead_letters_pending:
+            commands.append(step_of(delivery))
+        else:
+            commands += self._settling.advance(delivery)
 
     def _send(self, delivery: Delivery, now: float, commands: list[Command]) -> None:
-        """Send, or halt where a key that PacSpace may have forgotten would protect nothing."""
-        since = delivery.in_doubt_since
-        if since is None or now - since <= self._limits.idempotency_window_seconds:
+        reason = forgotten_key(delivery, now, self._limits)
+        if reason is None:
             commands.append(SendBatch(delivery.batch, delivery.attempts))
             return
         self._dispatcher.forget(delivery)
         self._deliveries.forget([delivery])
-        reason = self._perhaps_forgotten(str(delivery.batch))
-        self._halt(delivery.batch.partition, reason, commands)
-
-    def _work_on(self, delivery: Delivery, commands: list[Command]) -> None:
-        """Do what is next in the topics: dead letters, a look at what was refused, the receipt."""
-        if delivery.dead_letters_pending:
-            commands.append(WriteDeadLetters(delivery.batch, delivery.letters))
-        elif delivery.refused is not None:
-            commands.append(ReadRange(delivery.batch))
-        else:
-            commands.append(
-                WriteReceipt(
-                    delivery.batch,
-                    delivery.acknowledged,
-                    delivery.attempts,
-                    in_doubt=delivery.in_doubt,
-                )
-            )
-
-    def _advance(self, delivery: Delivery, commands: list[Command]) -> None:
-        if not delivery.done:
-            return
-        if not self._limits.receipts:
-            self._settle(delivery)
-        elif delivery.recorded:
-            self._work_on(delivery, commands)
-
-    def _settle(self, delivery: Delivery) -> None:
-        part = self._partitions[delivery.batch.partition]
-        self._deliveries.forget([delivery])
-        if part.offsets.settle(delivery.span):
-            self._committer.changed(part)
+        self._halt(self._partitions[delivery.batch.partition], reason, commands)
 
     def _replace_refused(self, now: float, commands: list[Command]) -> None:
         for each in self._refusals.replace(now, int(now + self._wall_offset)):
             if isinstance(each, Delivery):
-                self._work_on(each, commands)
+                commands.append(step_of(each))
             else:
                 part, too_many = each
-                self._halt(part.name, too_many, commands)
+                self._halt(part, too_many, commands)
 
-    def _give_up(self, name: TopicPartition) -> None:
-        """Forget what no attempt can have written."""
-        part = self._partitions[name]
+    def _is_ending(self, part: Partition) -> bool:
+        """Whether nothing more is begun for a partition."""
+        return self._revoking or part.ends
+
+    def _give_up_at_the_end(self, part: Partition) -> None:
+        if self._is_ending(part):
+            self._give_up(part)
+
+    def _give_up(self, part: Partition) -> None:
+        """Forget what no attempt can have written, and intend it no more: it is no doubt."""
         given_up = (
             *self._committer.give_up(part),
-            *self._dispatcher.forget_unsent(name),
+            *self._dispatcher.forget_unsent(part.name),
             *self._refusals.give_up(part),
         )
         unsent = [each for each in given_up if each in self._deliveries]
         self._deliveries.forget(unsent)
-        self._retract(part, unsent)
-
-    def _retract(self, part: Partition, given_up: Iterable[Delivery]) -> None:
-        """Intend no more what certainly was not applied, so that nobody takes it for a doubt."""
-        if part.offsets.retract({each.span for each in given_up if not each.in_doubt}):
+        if part.offsets.retract({each.span for each in unsent if not each.in_doubt}):
             self._committer.changed(part)
 
     def _halt(
-        self, name: TopicPartition, reason: str, commands: list[Command], *, ends: bool = True
+        self, part: Partition, reason: str, commands: list[Command], *, ends: bool = True
     ) -> None:
         """Take no more of a partition; unless it `ends`, what is cut is still settled."""
-        part = self._partitions.get(name)
-        if part is None:
-            return
-        self._discard(name)
+        self._open.discard(part)
         if ends and not part.ends:
             part.ends = True
-            self._give_up(name)
+            self._give_up(part)
         if part.halt_reason:
             return
         part.halt_reason = reason
-        self._paused.discard(name)  # it stays paused, and must not be resumed
-        commands.append(PausePartitions(frozenset({name})))
-        commands.append(HaltPartition(name, reason))
+        self._pressure.paused.discard(part.name)  # it stays paused, and must not be resumed
+        commands.append(PausePartitions(frozenset({part.name})))
+        commands.append(HaltPartition(part.name, reason))
 
     def _pause(self, names: Iterable[TopicPartition], commands: list[Command]) -> None:
-        """Past the bound, stop the partitions that hold more than their share of it.
-
-        Those below their share go on, so that a heavy partition does not starve the light ones;
-        together they stay below twice the bound, plus one fetch each.
-        """
-        bound = self._limits.buffer_bytes_max
-        if self.buffered_bytes < bound:
-            return
-        share = bound // len(self._partitions)
-        heavy = frozenset(
-            name
-            for name in names
-            if name in self._partitions
-            and self._partitions[name].buffered_bytes >= share
-            and not self._partitions[name].halt_reason
-        )
-        heavy -= self._paused
+        heavy = self._pressure.pause(names, self.buffered_bytes)
         if heavy:
-            self._paused |= heavy
             commands.append(PausePartitions(heavy))
 
     def _resume(self, now: float, commands: list[Command]) -> None:
-        """Below half of the bound go on with all; half, so that pausing does not flutter."""
-        if self._paused and self.buffered_bytes <= self._limits.buffer_bytes_max // 2:
-            commands.append(ResumePartitions(frozenset(self._paused)))
-            self._paused.clear()
-        if self._paused and not self._deliveries:
-            self._cut_all(now, commands)  # nothing else makes room: their linger would be a stall
-            gathering = frozenset(
-                name for name in self._paused if self._partitions[name].builder.frozen
-            )
-            if gathering and not self._deliveries:  # nor can they be cut before their boundary
-                commands.append(ResumePartitions(gathering))
-                self._paused -= gathering
+        if not self._pressure.paused:
+            return
+        resumed = self._pressure.resume(self.buffered_bytes)
+        if not resumed and not self._deliveries:
+            # Nothing else makes room: their linger would be a stall, or their boundary is to come.
+            self._cut_due(math.inf, now, commands)
+            if not self._deliveries:
+                resumed = self._pressure.resume_gathering()
+        if resumed:
+            commands.append(ResumePartitions(resumed))
 
     def _commit(self, now: float, commands: list[Command]) -> None:
         due = self._next_commit()
@@ -706,11 +481,3 @@ class Pipeline:
         return self._committer.next_at(
             runs_short=self._dispatcher.runs_short, hurried=self._revoking or self._draining
         )
-
-
-def _of_others(name: TopicPartition, proof: Proof) -> str:
-    return (
-        f"the receipts say that {name}{proof} is settled, and the log holds other records there"
-        " than those that were: the topic was made anew. Give it another receipts topic"
-        " (INGESTER_RECEIPTS_TOPIC), or delete the old one once nobody needs it"
-    )

@@ -13,6 +13,7 @@ import msgspec
 
 from ingester.core.batch import Batch
 from ingester.core.delivery import Acknowledged
+from ingester.core.intent import Range
 
 
 class Receipt(
@@ -50,6 +51,10 @@ class Receipt(
     """Whether it was to be counted whatever had receipts, under keys of the replay's own."""
 
     @property
+    def range(self) -> Range:
+        return (self.first_offset, self.next_offset)
+
+    @property
     def namespace(self) -> str:
         """What its idempotency key was made with, beside the records."""
         return self.replay or "" if self.forced else ""
@@ -76,6 +81,10 @@ class Resolution(
     """That of the batch decided about: whoever sends it again intends it anew, so that this
     decision is not taken for one about that attempt."""
 
+    @property
+    def range(self) -> Range:
+        return (self.first_offset, self.next_offset)
+
 
 class Replay(msgspec.Struct, frozen=True, gc=False, rename="camel", tag_field="kind", tag="replay"):
     """Somebody's replay of a part of a partition: a claim to it first, then its end.
@@ -94,6 +103,10 @@ class Replay(msgspec.Struct, frozen=True, gc=False, rename="camel", tag_field="k
     at: str
     """ISO 8601, UTC, by the clock of the machine on which it runs."""
     forced: bool = False
+
+    @property
+    def range(self) -> Range:
+        return (self.first_offset, self.next_offset)
 
 
 Note = Receipt | Resolution | Replay

@@ -65,13 +65,12 @@ def start_at(
     settled: dict[Range, int] = {}
     decisions: dict[Range, Resolution] = {}
     for note_offset, note in notes:
-        range_ = (note.first_offset, note.next_offset)
         if isinstance(note, Receipt):
-            settled[range_] = note_offset
+            settled[note.range] = note_offset
         elif isinstance(note, Resolution):
-            decisions[range_] = note
+            decisions[note.range] = note
             if note.decision == "skipped":
-                settled[range_] = note_offset
+                settled[note.range] = note_offset
                 if note.first_offset <= offset:
                     offset = max(offset, note.next_offset)
     cut = [each for each in ledger.intents if each.first_offset < offset < each.next_offset]

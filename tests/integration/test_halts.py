@@ -9,7 +9,7 @@ import pytest
 
 from ingester.core.intent import Intent, Ledger, encode
 from ingester.core.messages import Commit
-from ingester.core.pipeline import PartitionState
+from ingester.core.partition import PartitionState
 from ingester.core.receipt import Decision, Resolution
 from ingester.core.record import TopicPartition
 from ingester.halts import Decisions

@@ -141,7 +141,7 @@ def test_halves_of_any_batch_are_the_whole(
 
     one, other = (builder.form(part) for part in halves(batch, records))
 
-    assert (one.first_offset, other.next_offset) == (batch.first_offset, batch.next_offset)
+    assert (one.first_offset, other.next_offset) == batch.range
     assert one.next_offset <= other.first_offset
     assert other.items_count - one.items_count in (0, 1)
     assert one.items_count + other.items_count == batch.items_count

@@ -27,7 +27,7 @@ class Piece:
 
     @property
     def range(self) -> Range:
-        return (self.span.first_offset, self.span.next_offset)
+        return self.span.range
 
 
 class Tracking(RuleBasedStateMachine):

@@ -14,7 +14,7 @@ from ingester.core.delivery import Acknowledged, Blocked, InDoubt, Outcome, Refu
 from ingester.core.intent import Ledger, decode
 from ingester.core.messages import Commit, Limits, Start
 from ingester.core.record import TopicPartition
-from tests.simulation.oracle import READ_FAILED, promise, range_of
+from tests.simulation.oracle import READ_FAILED, promise
 
 
 @dataclass(slots=True)
@@ -112,7 +112,7 @@ class Conduct:
 
     def inherited(self, batch: Batch) -> bool:
         ledger = self._assigned[batch.partition].start.ledger
-        return range_of(batch) in {each.range for each in ledger.intents}
+        return batch.range in {each.range for each in ledger.intents}
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -129,8 +129,8 @@ class Conduct:
             story.in_doubt or not (self._revoking or part.ended), f"{batch} is begun after the end"
         )
         promise(batch.items_count > 0, f"{batch} is sent without items")
-        promise(range_of(batch) in part.recorded, f"{batch} is sent before it is recorded")
-        promise(range_of(batch) not in part.start.settled, f"{batch} is sent, and is settled")
+        promise(batch.range in part.recorded, f"{batch} is sent before it is recorded")
+        promise(batch.range not in part.start.settled, f"{batch} is sent, and is settled")
         if self._holding:
             promise(now >= self._hold_until, f"{batch} is sent before the end of a hold")
             promise(self.requests_under_way == 0, "more than one probe at a time")
@@ -221,7 +221,7 @@ class Conduct:
         story = self._story(batch)
         promise(not story.receipt_under_way, f"{batch}: receipts written twice at once")
         promise(not story.receipt_written, f"{batch}: a receipt written again")
-        decided = range_of(batch) in self._assigned[batch.partition].start.acknowledged
+        decided = batch.range in self._assigned[batch.partition].start.acknowledged
         promise(
             decided or story.acknowledged == (batch.items_count > 0) == (outcome is not None),
             f"{batch}: a receipt before the acknowledgement",

@@ -67,10 +67,6 @@ class _Book:
         return self.entries[start : bisect_left(self.offsets, next_offset)]
 
 
-def range_of(batch: Batch) -> Range:
-    return (batch.first_offset, batch.next_offset)
-
-
 class Oracle:
     """Raises `BrokenPromiseError` where a promise is broken."""
 
@@ -92,7 +88,7 @@ class Oracle:
     ) -> None:
         """Check an attempt when it leaves its worker."""
         book = self._books[batch.partition]
-        range_ = range_of(batch)
+        range_ = batch.range
         entries = book.within(*range_)
         items = [each.item for each in entries if each.item is not None]
         promise(
@@ -122,20 +118,20 @@ class Oracle:
     def arrived(self, batch: Batch) -> None:
         """Hear that an attempt was applied, or will never be."""
         book = self._books[batch.partition]
-        book.travelling[range_of(batch)] -= 1
+        book.travelling[batch.range] -= 1
         book.travelling += Counter()  # without those of nothing
 
     def refused(self, batch: Batch) -> None:
         """Hear that the endpoint, or what is in front of it, refuses what is in a batch."""
         if batch.items_count == 1:
             book = self._books[batch.partition]
-            entries = book.within(*range_of(batch))
+            entries = book.within(*batch.range)
             book.refused_alone |= {each.record.offset for each in entries if each.item is not None}
 
     def denied(self, batch: Batch, *, wholly: bool) -> None:
         """Hear that the sender was told that this attempt, or each, was certainly not applied."""
         book = self._books[batch.partition]
-        book.open[range_of(batch)] -= book.open[range_of(batch)] if wholly else 1
+        book.open[batch.range] -= book.open[batch.range] if wholly else 1
         book.open += Counter()  # without those of nothing
 
     def applied(self, batch: Batch) -> None:
@@ -143,8 +139,8 @@ class Oracle:
         book = self._books[batch.partition]
         double = False
         if batch.first_offset not in book.forgotten:
-            book.applied_ranges.add(range_of(batch))
-        for entry in book.within(*range_of(batch)):
+            book.applied_ranges.add(batch.range)
+        for entry in book.within(*batch.range):
             if entry.item is not None:
                 book.applied[entry.record.offset] += 1
                 again = book.applied[entry.record.offset] > 1
@@ -163,7 +159,7 @@ class Oracle:
 
     def letters_appended(self, batch: Batch, letters: Sequence[DeadLetter]) -> None:
         book = self._books[batch.partition]
-        entries = book.within(*range_of(batch))
+        entries = book.within(*batch.range)
         expected = [each.record for each in entries if each.item is None]
         by_pacspace = [each.record for each in letters if each.rejection.code == "refused"]
         promise(
@@ -178,7 +174,7 @@ class Oracle:
 
     def receipt_appended(self, batch: Batch, receipt_offset: int) -> None:
         book = self._books[batch.partition]
-        range_ = range_of(batch)
+        range_ = batch.range
         promise(self._plan.limits.receipts, "receipts: one is written though they are off")
         promise(
             book.receipt_keys.setdefault(range_, batch.idempotency_key) == batch.idempotency_key,
@@ -217,7 +213,7 @@ class Oracle:
             promise(isinstance(ledger, Ledger), f"ledger: {name} has metadata nobody can read")
             assert isinstance(ledger, Ledger)
             promise(len(ledger.intents) <= INTENTS_MAX, "bounds: too many intents")
-            ranges = [(each.first_offset, each.next_offset) for each in ledger.intents]
+            ranges = [each.range for each in ledger.intents]
             for range_ in ranges:
                 book.recorded[range_] = generation
             forgotten = [

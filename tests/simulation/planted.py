@@ -17,6 +17,8 @@ from typing import Any
 from unittest.mock import patch
 
 from ingester.core import committer as committer_module
+from ingester.core import pipeline as pipeline_module
+from ingester.core.backpressure import Backpressure
 from ingester.core.batch import BatchBuilder
 from ingester.core.committer import Committer
 from ingester.core.coverage import Coverage
@@ -27,12 +29,12 @@ from ingester.core.messages import (
     AttemptEnded,
     Commit,
     DeadLettersWritten,
-    ResumePartitions,
-    SendBatch,
 )
 from ingester.core.offsets import OffsetTracker
+from ingester.core.open_batches import OpenBatches
 from ingester.core.pipeline import Pipeline
 from ingester.core.refusals import Refusals
+from ingester.core.settling import Settling
 from tests.simulation import errands as errands_module
 from tests.simulation import process as process_module
 from tests.simulation.errands import Errands
@@ -60,6 +62,7 @@ _commit_failed = Pipeline._commit_failed
 _assigned = Pipeline._assigned
 _give_up = Pipeline._give_up
 _revoked = Pipeline._revoked
+_resume = Pipeline._resume
 _attempt_ended = Pipeline._attempt_ended
 _ledger = OffsetTracker.ledger
 _settle = OffsetTracker.settle
@@ -121,10 +124,9 @@ def forgets_the_intents_of_forgotten_batches(self, spans):
 
 
 @plant(Pipeline, "_give_up")
-def forgets_what_a_former_owner_may_have_sent(self, name):
-    part = self._partitions[name]
+def forgets_what_a_former_owner_may_have_sent(self, part):
     inherited = [each.span for each in self._deliveries if each.in_doubt]
-    _give_up(self, name)
+    _give_up(self, part)
     part.offsets.retract(set(inherited))
     self._committer.changed(part)
 
@@ -156,10 +158,10 @@ def finds_no_room_for_what_has_its_room_already(self, part, wall_seconds):
 
 
 @plant(Pipeline, "_give_up")
-def leaves_what_it_never_sent_in_doubt(self, name):
+def leaves_what_it_never_sent_in_doubt(self, part):
     """It was so."""
     with patch.object(OffsetTracker, "retract", lambda *_: False):
-        _give_up(self, name)
+        _give_up(self, part)
 
 
 # -- frozen batches -----------------------------------------------------------------------------
@@ -185,25 +187,23 @@ BUGS["a zombie sends after it wakes"] = lambda: patch.object(
 @plant(Pipeline, "_resume")
 def waits_for_room_that_a_frozen_batch_takes(self, now, commands):
     """It was so."""
-    if self._paused and self.buffered_bytes <= self._limits.buffer_bytes_max // 2:
-        commands.append(ResumePartitions(frozenset(self._paused)))
-        self._paused.clear()
-    if self._paused and not self._deliveries:
-        self._cut_all(now, commands)
+    with patch.object(Backpressure, "resume_gathering", lambda _: frozenset()):
+        _resume(self, now, commands)
 
 
 # -- receipts -----------------------------------------------------------------------------------
 
 _begin = Pipeline._begin
+_advance = Settling.advance
 _start_of = process_module.start_of
 
 
-@plant(Pipeline, "_advance")
-def commits_before_the_receipt(self, delivery, commands):
-    if delivery.done and delivery.recorded:
-        if self._limits.receipts:
-            self._work_on(delivery, commands)
+@plant(Settling, "advance")
+def commits_before_the_receipt(self, delivery):
+    steps = _advance(self, delivery)
+    if steps:
         self._settle(delivery)
+    return steps
 
 
 @plant(process_module, "start_of")
@@ -271,7 +271,7 @@ def lags_behind_a_marker_for_good(self, fact):
 
 @plant(Pipeline, "_positions_reached")
 def passes_what_waits_for_its_linger(self, fact):
-    with patch.object(self, "_open", {}):
+    with patch.object(self, "_open", OpenBatches(0.0)):
         _positions_reached(self, fact)
 
 
@@ -288,7 +288,7 @@ def passes_what_came_after_the_halt(self, fact):
     going = not self._revoking and not self._draining
     for name, position in fact.positions.items() if going else ():
         part = self._partitions.get(name)
-        if part is not None and name not in self._open and part.offsets.pass_to(position):
+        if part is not None and part not in self._open and part.offsets.pass_to(position):
             self._committer.changed(part)
 
 
@@ -304,7 +304,8 @@ _read_failed = Pipeline._read_failed
 @plant(Pipeline, "_read_failed")
 def gives_up_what_precedes_the_unreadable(self, fact, now, commands):
     """It was so."""
-    self._halt(fact.partition, fact.reason, commands)
+    if fact.partition in self._partitions:
+        self._halt(self._partitions[fact.partition], fact.reason, commands)
 
 
 @plant(Pipeline, "_read_failed")
@@ -344,24 +345,19 @@ def commits_past_a_batch_in_doubt(self, span):
     return self.position != before
 
 
-@plant(Pipeline, "_send")
-def sends_however_long_it_was_in_doubt(self, delivery, now, commands):
+@plant(pipeline_module, "forgotten_key")
+def sends_however_long_it_was_in_doubt(delivery, now, limits):
     """It was so."""
-    commands.append(SendBatch(delivery.batch, delivery.attempts))
 
 
-@plant(Pipeline, "_not_to_be_sent_again")
-def inherits_doubts_in_spite_of_halt_and_window(self, start, wall_seconds):
-    return None
+@plant(pipeline_module, "inherited_doubt")
+def inherits_doubts_in_spite_of_halt_and_window(start, wall_seconds, limits):
+    pass
 
 
-@plant(Pipeline, "_attempt_ended")
-def retries_in_spite_of_halt(self, fact, now, commands):
-    delivery = self._deliveries.of(fact.batch)
-    if delivery is not None and isinstance(fact.outcome, InDoubt):
-        self._dispatcher.ended(delivery, fact, now)
-    else:
-        _attempt_ended(self, fact, now, commands)
+@plant(pipeline_module, "doubtful_answer")
+def retries_in_spite_of_halt(batch, outcome, limits):
+    pass
 
 
 # -- refusals -----------------------------------------------------------------------------------
@@ -394,35 +390,35 @@ def goes_on_intending_the_whole_of_what_it_split(self, part, delivery, wall_seco
 
 
 @plant(Pipeline, "_attempt_refused")
-def splits_what_an_earlier_owner_may_still_send(self, delivery, refused, now, commands):
+def splits_what_an_earlier_owner_may_still_send(self, part, delivery, refused, now, commands):
     delivery.quiet_at = 0.0
-    _attempt_refused(self, delivery, refused, now, commands)
+    _attempt_refused(self, part, delivery, refused, now, commands)
 
 
 @plant(Pipeline, "_attempt_refused")
-def believes_a_proxy_after_a_doubt(self, delivery, refused, now, commands):
-    _attempt_refused(self, delivery, replace(refused, is_api=True), now, commands)
+def believes_a_proxy_after_a_doubt(self, part, delivery, refused, now, commands):
+    _attempt_refused(self, part, delivery, replace(refused, is_api=True), now, commands)
 
 
 @plant(Pipeline, "_attempt_refused")
-def gives_up_the_whole_of_a_refused_batch(self, delivery, refused, now, commands):
+def gives_up_the_whole_of_a_refused_batch(self, part, delivery, refused, now, commands):
     delivery.items_pending = False
-    self._advance(delivery, commands)
+    commands += self._settling.advance(delivery)
 
 
 # -- everything else ----------------------------------------------------------------------------
 
 
-@plant(Pipeline, "_not_done")
+@plant(Settling, "not_done")
 def writes_nothing_again(self, fact, now):
     pass
 
 
-@plant(Pipeline, "_not_done")
+@plant(Settling, "not_done")
 def takes_a_failed_write_for_a_success(self, fact, now):
     delivery = self._deliveries.of(fact.batch)
     if delivery is not None and delivery.dead_letters_pending:
-        self.handle(DeadLettersWritten(fact.batch), now)
+        self.dead_letters_written(DeadLettersWritten(fact.batch))
 
 
 @plant(Pipeline, "_resume")
@@ -445,5 +441,5 @@ def keeps_deliveries_beyond_their_assignment(self):
 @plant(Pipeline, "_revocation_started")
 def begins_new_batches_in_a_revocation(self):
     self._revoking = True
-    for name in self._partitions:
-        self._discard(name)
+    for part in self._partitions.values():
+        self._open.discard(part)

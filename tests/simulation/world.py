@@ -250,7 +250,7 @@ class World:
                 continue
             self.oracle.judged(name)
             commit = self.committed(name)
-            settled = {(note.first_offset, note.next_offset) for note in self.notes[name]}
+            settled = {note.range for note in self.notes[name]}
             doubts = [each for each in self._ledger(name) if each.range not in settled]
             for intent in doubts:
                 decision = self.oracle.truth(name, intent.range)

@@ -74,14 +74,13 @@ class World:
 
     def post(self, batch: Batch) -> Outcome:
         """Answer as PacSpace does; nothing may come that the next owner would not know of."""
-        range_ = (batch.first_offset, batch.next_offset)
         ledger = decode(self.commit.next_offset, self.commit.metadata)
         assert isinstance(ledger, Ledger)
-        assert range_ in ranges_of(ledger), f"{batch} is sent, and nobody has recorded it"
-        self.requests.append(range_)
+        assert batch.range in ranges_of(ledger), f"{batch} is sent, and nobody has recorded it"
+        self.requests.append(batch.range)
         known = self.bodies.get(batch.idempotency_key)
         if known is not None:
-            self.repeated.add(range_)
+            self.repeated.add(batch.range)
             return ACKNOWLEDGED if known == batch.body else CONFLICT
         offsets = [item["bits"] - 1 for item in json.loads(batch.body)["items"]]
         if len(batch.body) > self.body_bytes_max:
@@ -103,10 +102,9 @@ class World:
         if self.limits.receipts:
             receipts = [note for note in self.notes if isinstance(note, Receipt)]
             for each in receipts:
-                range_ = (each.first_offset, each.next_offset)
-                if each.batch_id is not None and range_ in self.repeated:
-                    assert each.in_doubt, f"{range_} was applied before"
-            ranges = sorted({(each.first_offset, each.next_offset) for each in receipts})
+                if each.batch_id is not None and each.range in self.repeated:
+                    assert each.in_doubt, f"{each.range} was applied before"
+            ranges = sorted({each.range for each in receipts})
             assert [first for first, _ in ranges] == [0, *(end for _, end in ranges[:-1])]
             assert ranges[-1][1] == self.commit.next_offset
 

@@ -29,7 +29,7 @@ def item_of(item_bytes: int, offset: int = 0) -> LogRecord:
 
 
 def ranges(batches: list[Batch]) -> list[tuple[int, int]]:
-    return [(batch.first_offset, batch.next_offset) for batch in batches]
+    return [batch.range for batch in batches]
 
 
 def test_a_batch_covers_its_records_and_says_so() -> None:

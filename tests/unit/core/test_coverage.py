@@ -98,7 +98,7 @@ def test_a_worker_sends_what_is_not_covered() -> None:
 
     scenario.rest()
 
-    assert [(each.first_offset, each.next_offset) for each in sent] == [(0, 2), (5, 6), (9, 11)]
+    assert [each.range for each in sent] == [(0, 2), (5, 6), (9, 11)]
     assert scenario.offset() == 11
 
 

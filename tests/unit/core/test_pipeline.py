@@ -155,7 +155,7 @@ def test_offsets_between_records_are_passed() -> None:
     scenario = Scenario()
     records = [LogRecord(offset, usage_records(1)[0].value) for offset in (3, 7, 20, 21)]
     first, second = scenario.sent(records)
-    assert (second.first_offset, second.next_offset) == (20, 22)
+    assert second.range == (20, 22)
     scenario.answer(second)
 
     assert scenario.answer(first) == []

@@ -61,7 +61,7 @@ QUIET_SECONDS = LIMITS.session_timeout_seconds + LIMITS.request_timeout_seconds
 
 
 def names(batches: Sequence[Batch]) -> list[Range]:
-    return [(batch.first_offset, batch.next_offset) for batch in batches]
+    return [batch.range for batch in batches]
 
 
 def halved(

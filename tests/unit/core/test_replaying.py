@@ -67,7 +67,7 @@ def sent(start: Start, *, namespace: str = "") -> list[Range]:
         scenario.answer(batch)
         first, last = LOG[batch.first_offset], LOG[batch.next_offset - 1]
         assert batch.idempotency_key == idempotency_key(P0, first, last, namespace)
-    return [(each.first_offset, each.next_offset) for each in batches]
+    return [each.range for each in batches]
 
 
 def test_what_is_not_selected_is_not_sent() -> None:
