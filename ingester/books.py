@@ -6,6 +6,7 @@ Everything is streamed, in the order of each partition; nothing is kept, written
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from typing import NamedTuple
 
@@ -72,17 +73,25 @@ async def extents(settings: LedgerSettings, topics: Iterable[str]) -> Extents:
 
 
 async def notes(
-    settings: KafkaSettings, extents: Extents, sources: Collection[str], *, containing: str = ""
+    settings: KafkaSettings,
+    extents: Extents,
+    sources: Collection[str],
+    *,
+    containing: str = "",
+    foreign: Counter[TopicPartition] | None = None,
 ) -> AsyncIterator[Entry]:
     """Read receipts topics; only what is about these source topics, whatever else is there.
 
     `containing` is a text that the notes wanted hold somewhere: most need not be decoded then.
+    Records that are no notes are counted as `foreign`.
     """
     text = msgspec.json.encode(containing)[1:-1]
     async for place, record in _records(settings, extents, "receipts read"):
         if text not in (record.value or b""):
             continue
         note = decode_note(record.value)
+        if note is None and foreign is not None:
+            foreign[place] += 1
         if note is not None and note.topic in sources:
             yield Entry(place, record.offset, note)
 

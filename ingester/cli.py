@@ -28,6 +28,7 @@ _MODULES: Final[Mapping[str, str]] = {
     "explain": "ingester.explain",
     "replay": "ingester.replay",
     "status": "ingester.status",
+    "reconcile": "ingester.reconcile",
     "resolve": "ingester.resolve",
     "dlq": "ingester.dlq",
     "simulate": "ingester.simulator.command",

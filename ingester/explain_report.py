@@ -15,6 +15,7 @@ from ingester.core.fate import FINAL
 from ingester.core.receipt import Receipt
 from ingester.core.record import Record
 from ingester.doubt_report import decided, shown
+from ingester.tables import harmless
 from ingester.worker_status import WorkerStatus
 
 _NAME_WIDTH: Final = 17
@@ -77,7 +78,7 @@ def _settled(receipt: Receipt) -> str:
 
 def lines(account: Account, worker: WorkerStatus | str | None, url: str | None) -> Iterator[str]:
     """Say everything, the sentence first."""
-    yield headline(account)
+    yield harmless(headline(account))
     for entry in account.entries:
         if isinstance(entry.note, Receipt):
             yield from receipt_lines(entry)
@@ -143,7 +144,7 @@ def record_lines(record: Record | None) -> Iterator[str]:
 
 
 def _line(name: str, content: str) -> str:
-    return f"  {name:<{_NAME_WIDTH}}{content}".rstrip()
+    return f"  {name:<{_NAME_WIDTH}}{harmless(content)}".rstrip()
 
 
 def _text(content: bytes | None) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
 from ingester.core.intent import Range
+
+_BEYOND = 2**63  # no offset is as high
 
 
 def merged(ranges: Iterable[Range]) -> list[Range]:
@@ -42,6 +45,12 @@ def subtracted(ranges: Sequence[Range], others: Sequence[Range]) -> list[Range]:
 def intersected(ranges: Sequence[Range], others: Sequence[Range]) -> list[Range]:
     """Return what is in both of two sets."""
     return subtracted(ranges, subtracted(ranges, others))
+
+
+def holds(ranges: Sequence[Range], offset: int) -> bool:
+    """Whether an offset is in a set."""
+    position = bisect_right(ranges, (offset, _BEYOND)) - 1
+    return position >= 0 and offset < ranges[position][1]
 
 
 def length(ranges: Iterable[Range]) -> int:

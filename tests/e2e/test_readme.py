@@ -74,7 +74,8 @@ async def book(group_of: GroupOf, topic: TopicFactory, ingesters: Ingesters) -> 
     receipts = [each.value.decode() for each in await read_all(group.servers, f"{name}.receipts")]
     (settled,) = [each for each in receipts if '"firstOffset":4100,' in each]
     batch_id = re.findall(r"batch_\w+", settled)[0]
-    return Book(group, ingesters, {"usage": name, "batch_6dc3be4f00000042": batch_id})
+    names = {"usage:": f"{name}:", "usage.": f"{name}.", "batch_6dc3be4f00000042": batch_id}
+    return Book(group, ingesters, names)
 
 
 async def test_what_proves_it_runs_as_written(book: Book) -> None:

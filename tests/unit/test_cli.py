@@ -24,6 +24,7 @@ def test_no_summary_is_cut() -> None:
         "emit",
         "explain",
         "replay",
+        "reconcile",
         "balance",
         "status",
         "resolve",

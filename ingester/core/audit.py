@@ -1,0 +1,327 @@
+"""Whether each offset is accounted for once: the notes about a partition, one by one, in any order.
+
+Holds merged ranges and what is odd about some, never the notes. A note that covers ground again is
+set aside, and judged when all notes about that ground are read a second time.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Literal, NamedTuple
+
+from ingester.core.intent import Range
+from ingester.core.ranges import intersected, merged, subtracted
+from ingester.core.receipt import Note, Receipt, Replay, Resolution
+from ingester.core.record import TopicPartition
+
+FindingKind = Literal[
+    "gap",
+    "counted_twice",
+    "overlap",
+    "dead_letters_differ",
+    "dead_letter_without_receipt",
+    "in_doubt",
+    "repeated",
+    "skipped",
+    "lost",
+]
+DISCREPANCIES: frozenset[FindingKind] = frozenset(
+    {"gap", "counted_twice", "overlap", "dead_letters_differ", "dead_letter_without_receipt"}
+)
+"""What should not be. In doubt is what will be known later; the others are remarks."""
+
+_SUSPECTS_MAX = 10  # of one key: enough to look at
+_first = itemgetter(0)
+_next = itemgetter(1)
+
+
+class Finding(NamedTuple):
+    """Something to be said about a range of offsets."""
+
+    kind: FindingKind
+    partition: TopicPartition
+    range: Range
+    detail: str
+
+
+class Cover:
+    """A set of offsets that grows by ranges, most of them behind the last."""
+
+    def __init__(self) -> None:
+        self.ranges: list[Range] = []
+
+    def add(self, first_offset: int, next_offset: int) -> bool:
+        """Add a range; return whether some of it was there already."""
+        ranges = self.ranges
+        begin = bisect_left(ranges, first_offset, key=_next)
+        end = bisect_right(ranges, next_offset, key=_first)
+        touched = ranges[begin:end]
+        overlaps = any(each[0] < next_offset and first_offset < each[1] for each in touched)
+        union = (first_offset, next_offset)
+        if touched:
+            union = (min(first_offset, touched[0][0]), max(next_offset, touched[-1][1]))
+        ranges[begin:end] = [union]
+        return overlaps
+
+
+class DeadOffsets:
+    """The source offsets of one partition's dead letters, each once."""
+
+    def __init__(self, offsets: Iterable[int] = ()) -> None:
+        self._offsets = sorted(set(offsets))
+
+    def within(self, first_offset: int, next_offset: int) -> Sequence[int]:
+        """Those of a range, ascending."""
+        begin = bisect_left(self._offsets, first_offset)
+        return self._offsets[begin : bisect_left(self._offsets, next_offset, begin)]
+
+    def outside(self, ranges: Sequence[Range], before: int) -> list[Range]:
+        """Those below an offset that are in none of the ranges, as ranges."""
+        everything = merged((each, each + 1) for each in self._offsets if each < before)
+        return subtracted(everything, ranges)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+
+@dataclass(slots=True)
+class PartitionAudit:
+    """What the notes about one partition cover; `add` takes them in the order of their topic."""
+
+    name: TopicPartition
+    dead_letters: DeadOffsets
+    dead_letters_are_complete: bool = True
+    """Whether the dead-letter topic still has its beginning."""
+    covered: Cover = field(default_factory=Cover)
+    skipped: list[Resolution] = field(default_factory=list)
+    open_replays: dict[str, Replay] = field(default_factory=dict)
+    """Those that have begun and not ended, by name."""
+    disputed: dict[int, Range] = field(default_factory=dict)
+    """By the note's offset in the receipts topic: receipts of ground that others had covered."""
+    findings: list[Finding] = field(default_factory=list)
+    receipts: int = 0
+
+    def add(self, note_offset: int, note: Note) -> bool:
+        """Take a note; return whether what it says of bits counts, as far as is known yet."""
+        range_ = (note.first_offset, note.next_offset)
+        match note:
+            case Replay(state="started"):
+                self.open_replays[note.name] = note
+            case Replay():
+                self.open_replays.pop(note.name, None)
+            case Resolution():
+                if note.decision == "skipped":
+                    self.skipped.append(note)
+            case Receipt(forced=True):
+                self.receipts += 1
+                return True
+            case Receipt():
+                self.receipts += 1
+                if self.covered.add(*range_):
+                    self.disputed[note_offset] = range_
+                    return False
+                self._compare_dead_letters(note)
+                return True
+        return False
+
+    def _compare_dead_letters(self, receipt: Receipt) -> None:
+        range_ = (receipt.first_offset, receipt.next_offset)
+        found = len(self.dead_letters.within(*range_))
+        if found < receipt.dead_letters and not self.dead_letters_are_complete:
+            return
+        if found != receipt.dead_letters:
+            self._find(
+                "dead_letters_differ",
+                range_,
+                f"the receipt counts {receipt.dead_letters} dead letters and {receipt.items} items,"
+                f" and the dead-letter topic has {found} of its records",
+            )
+
+    def judge_ground(self, committed: int, log_begins: int) -> list[Range]:
+        """Find what the notes alone say is wrong below the committed offset.
+
+        Returns what nothing covers and the log still has, if it has records there at all.
+        """
+        skipped = merged((each.first_offset, each.next_offset) for each in self.skipped)
+        for decision in self.skipped:
+            self._find(
+                "skipped",
+                (decision.first_offset, decision.next_offset),
+                f"by {decision.by} at {decision.decided_at}: {decision.reason}",
+            )
+        for range_ in self.dead_letters.outside(self.covered.ranges, committed):
+            if not intersected([range_], skipped):
+                self._find(
+                    "dead_letter_without_receipt",
+                    range_,
+                    "dead letters that no receipt covers, below the committed offset",
+                )
+        begins = min([log_begins, *(each[0] for each in self.covered.ranges[:1])])
+        open_ground = subtracted([(begins, committed)], merged([*self.covered.ranges, *skipped]))
+        for range_ in intersected(open_ground, [(0, log_begins)]):
+            self._find(
+                "lost",
+                range_,
+                "nothing covers it, and retention has taken it: it cannot be told whether there"
+                " were records",
+            )
+        return intersected(open_ground, [(log_begins, committed)]) if committed > log_begins else []
+
+    def found_gap(self, range_: Range, records: int) -> None:
+        """Take note of records that nothing covers."""
+        dead = len(self.dead_letters.within(*range_))
+        letters = f"; {dead} of them are in the dead-letter topic" if dead else ""
+        self._find(
+            "gap",
+            range_,
+            f"{records} records below the committed offset without receipt or decision{letters}",
+        )
+
+    def _find(self, kind: FindingKind, range_: Range, detail: str) -> None:
+        self.findings.append(Finding(kind, self.name, range_, detail))
+
+
+class _Claim(NamedTuple):
+    range: Range
+    idempotency_key: str
+    batch_id: str | None
+    note_offset: int
+
+
+@dataclass(slots=True)
+class Disputes:
+    """Receipts of the same ground, read again in the order of their topic."""
+
+    audit: PartitionAudit
+    _ground: list[Range] = field(init=False)
+    _claims: dict[tuple[Range, str], _Claim] = field(default_factory=dict)
+    # The first receipt of each range and key: filled by `add`, read by `add` and `judge`.
+
+    def __post_init__(self) -> None:
+        self._ground = merged(self.audit.disputed.values())
+
+    def add(self, note_offset: int, note: Note) -> bool:
+        """Take a note again; return whether its bits count although it was set aside."""
+        if not isinstance(note, Receipt) or note.forced:
+            return False
+        range_ = (note.first_offset, note.next_offset)
+        if not intersected([range_], self._ground):
+            return False
+        earlier = self._claims.get((range_, note.idempotency_key))
+        claim = _Claim(range_, note.idempotency_key, note.batch_id, note_offset)
+        if earlier is None:
+            self._claims[range_, note.idempotency_key] = claim
+            return note_offset in self.audit.disputed
+        self._compare(earlier, claim)
+        return False
+
+    def _compare(self, earlier: _Claim, later: _Claim) -> None:
+        ids = {earlier.batch_id, later.batch_id} - {None}
+        where = f"receipts {earlier.note_offset} and {later.note_offset}"
+        if len(ids) > 1:
+            self._find(
+                "counted_twice",
+                later.range,
+                f"PacSpace acknowledged it as {earlier.batch_id} and as {later.batch_id} ({where}):"
+                " it may have counted it twice",
+            )
+        else:
+            self._find("repeated", later.range, f"the same batch has two receipts ({where})")
+
+    def judge(self) -> None:
+        """Find what overlaps otherwise, once all notes are read."""
+        claims = sorted(self._claims.values())
+        furthest: _Claim | None = None
+        for claim in claims:
+            if furthest is not None and claim.range[0] < furthest.range[1]:
+                overlap = (claim.range[0], min(claim.range[1], furthest.range[1]))
+                self._find(
+                    "overlap",
+                    overlap,
+                    f"in the receipts of two batches, {_shown(furthest)} and {_shown(claim)}",
+                )
+            if furthest is None or claim.range[1] > furthest.range[1]:
+                furthest = claim
+
+    def _find(self, kind: FindingKind, range_: Range, detail: str) -> None:
+        self.audit.findings.append(Finding(kind, self.audit.name, range_, detail))
+
+
+def _shown(claim: _Claim) -> str:
+    return f"[{claim.range[0]},{claim.range[1]}) as {claim.batch_id or 'no batch'}"
+
+
+class Slack(NamedTuple):
+    """By how much a balance may differ from the receipts because of what is under way."""
+
+    least: int = 0
+    most: int = 0
+
+    def widened(self, bits: int) -> Slack:
+        """Allow for one more batch that may have been counted or not."""
+        return Slack(self.least + min(0, bits), self.most + max(0, bits))
+
+    def allows(self, difference: int) -> bool:
+        """Whether what is under way can be the reason."""
+        return self.least <= difference <= self.most
+
+
+Agreement = Literal["agreed", "pending", "mismatch", "unknown_key"]
+
+
+def agreement_of(expected: int, balance: int | None, *, verified: bool, slack: Slack) -> Agreement:
+    """Compare what receipts add up to with a balance, which is None where PacSpace has none."""
+    if balance is None:
+        return "unknown_key"
+    if balance != expected:
+        return "pending" if not verified or slack.allows(balance - expected) else "mismatch"
+    return "agreed" if verified else "pending"
+
+
+class Suspect(NamedTuple):
+    """A receipt that a difference may come from, and why."""
+
+    partition: TopicPartition
+    range: Range
+    bits: int
+    """Those of the key in question."""
+    reason: str
+
+
+@dataclass(slots=True)
+class KeyTrail:
+    """Where a key occurs, and which receipts can be why its balance differs."""
+
+    key: str
+    difference: int
+    """PacSpace's less the receipts'."""
+    extents: dict[TopicPartition, Range] = field(default_factory=dict)
+    """From its first receipt to its last."""
+    receipts: int = 0
+    suspects: list[Suspect] = field(default_factory=list)
+
+    def add(self, receipt: Receipt) -> None:
+        """Take a receipt that names the key."""
+        name = TopicPartition(receipt.topic, receipt.partition)
+        range_ = (receipt.first_offset, receipt.next_offset)
+        known = self.extents.get(name, range_)
+        self.extents[name] = (min(known[0], range_[0]), max(known[1], range_[1]))
+        self.receipts += 1
+        bits = receipt.bits_by_key[self.key]
+        reason = self._reason(receipt, bits)
+        if reason is not None and len(self.suspects) < _SUSPECTS_MAX:
+            self.suspects.append(Suspect(name, range_, bits, reason))
+
+    def _reason(self, receipt: Receipt, bits: int) -> str | None:
+        if bits == self.difference and receipt.in_doubt:
+            return "holds as much, and may have been applied before it was acknowledged"
+        if bits == -self.difference:
+            return "holds as much as PacSpace lacks"
+        if bits == self.difference:
+            return "holds as much as PacSpace has too much"
+        if receipt.in_doubt:
+            return "may have been applied before it was acknowledged"
+        return None

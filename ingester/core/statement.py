@@ -1,0 +1,134 @@
+"""What one account has used in a period, by key: events of the log, each with its receipt."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ingester.core.event import UsageEvent
+from ingester.core.record import TopicPartition
+
+
+class Occasion(NamedTuple):
+    """When an event was, and where it is; the earlier of two is the lesser."""
+
+    timestamp_ms: int
+    partition: TopicPartition
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.partition}:{self.offset}"
+
+
+class Settlement(NamedTuple):
+    """Of a receipt what a statement needs."""
+
+    first_offset: int
+    next_offset: int
+    settled_at_ms: int
+
+
+class Settlements:
+    """The receipts of one partition, in 24 bytes each: added in any order, sorted, then asked."""
+
+    def __init__(self) -> None:
+        self._columns = [array("q") for _ in Settlement._fields]
+
+    def add(self, settlement: Settlement) -> None:
+        for column, number in zip(self._columns, settlement, strict=True):
+            column.append(number)
+
+    def sort(self) -> None:
+        """Make ready to be asked."""
+        rows = sorted(zip(*self._columns, strict=True))
+        for number, column in enumerate(self._columns):
+            column[:] = array("q", [row[number] for row in rows])
+
+    def of(self, offset: int) -> Settlement | None:
+        """Return the receipt that covers an offset; None without one."""
+        position = bisect_right(self._columns[0], offset) - 1
+        if position < 0:
+            return None
+        found = Settlement(*(column[position] for column in self._columns))
+        return found if offset < found.next_offset else None
+
+
+@dataclass(slots=True)
+class Tally:
+    """Events that are no part of any line, and why is said elsewhere."""
+
+    events: int = 0
+    bits: int = 0
+
+    def add(self, bits: int) -> None:
+        self.events += 1
+        self.bits += bits
+
+
+@dataclass(slots=True)
+class Line:
+    """The settled events of one key."""
+
+    key: str
+    first: Occasion
+    last: Occasion
+    first_settled_at_ms: int
+    last_settled_at_ms: int
+    events: int = 0
+    bits: int = 0
+    batches: int = 0
+    _batches: dict[TopicPartition, int] = field(default_factory=dict)
+    # Where the batch begins that was counted last, by partition: events come in offset order.
+
+    def add(self, bits: int, occasion: Occasion, settlement: Settlement) -> None:
+        """Take one more event."""
+        self.events += 1
+        self.bits += bits
+        self.first = min(self.first, occasion)
+        self.last = max(self.last, occasion)
+        self.first_settled_at_ms = min(self.first_settled_at_ms, settlement.settled_at_ms)
+        self.last_settled_at_ms = max(self.last_settled_at_ms, settlement.settled_at_ms)
+        if self._batches.get(occasion.partition) != settlement.first_offset:
+            self._batches[occasion.partition] = settlement.first_offset
+            self.batches += 1
+
+
+@dataclass(slots=True)
+class Statement:
+    """Fed with the events of the account alone, in the order of each partition."""
+
+    account: str
+    begin_ms: int
+    end_ms: int
+    lines: dict[str, Line] = field(default_factory=dict)
+    waiting: Tally = field(default_factory=Tally)
+    """Without a receipt: not settled yet."""
+    refused: Tally = field(default_factory=Tally)
+    """In the dead-letter topic, and not redriven."""
+
+    def covers(self, timestamp_ms: int) -> bool:
+        """Whether a moment is in the period, whose end is not."""
+        return self.begin_ms <= timestamp_ms < self.end_ms
+
+    def add(
+        self, event: UsageEvent, occasion: Occasion, settlement: Settlement | None, *, dead: bool
+    ) -> None:
+        """Take an event of the account and the period."""
+        if dead:
+            self.refused.add(event.bits)
+        elif settlement is None:
+            self.waiting.add(event.bits)
+        else:
+            line = self.lines.get(event.key)
+            if line is None:
+                moment = settlement.settled_at_ms
+                line = self.lines[event.key] = Line(event.key, occasion, occasion, moment, moment)
+            line.add(event.bits, occasion, settlement)
+
+    @property
+    def totals(self) -> Tally:
+        """Of all lines."""
+        lines = self.lines.values()
+        return Tally(sum(each.events for each in lines), sum(each.bits for each in lines))

@@ -1,0 +1,270 @@
+"""`ingester reconcile`: whether Kafka, the receipts and PacSpace agree; changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated
+
+import msgspec
+import typer
+
+from ingester.arguments import AsJson, ConfigFile
+from ingester.auditing import Audit, Auditor, under_way
+from ingester.balances import read_balances
+from ingester.books import notes
+from ingester.config import load
+from ingester.core.audit import Finding, KeyTrail
+from ingester.core.batch import Batch
+from ingester.core.intent import Intent
+from ingester.core.receipt import Receipt
+from ingester.core.record import TopicPartition
+from ingester.doubts import DoubtSettings, Standing, standings
+from ingester.errors import EXIT_MISMATCH, EXIT_OK, EXIT_PENDING, ConfigurationError, UsageError
+from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
+from ingester.pacspace import PATHLESS_KEYS, Balance, UnknownKey
+from ingester.progress import bar
+from ingester.reconcile_report import KeyResult, Reconciliation, document, doubt, lines
+from ingester.settings import PacspaceSettings
+
+_SCOPE = re.compile(r"(?P<topic>[^:]+)(:(?P<partition>\d{1,9}))?", re.ASCII)
+_LOOKS_MAX = 3  # at what differs, while receipts keep coming
+_TRAILS_MAX = 100
+_EXIT_CODES = {"agreed": EXIT_OK, "discrepancy": EXIT_MISMATCH, "pending": EXIT_PENDING}
+
+UnderWay = Mapping[tuple[TopicPartition, Intent], Batch | None]
+
+
+class ReconcileSettings(DoubtSettings, PacspaceSettings):
+    """Where a group keeps what it has settled, and whom to ask for balances."""
+
+
+def reconcile(
+    scope: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TOPIC[:PARTITION]]...",
+            help="Whose offsets to judge, and whose keys; everything unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Compare this key alone; may be repeated."),
+    ] = None,
+    account: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ACCOUNT", help="Compare the keys that are this account's, says PacSpace."
+        ),
+    ] = None,
+    from_topic: Annotated[
+        bool, typer.Option("--from-topic", help="Add the events up from Kafka itself, too.")
+    ] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare Kafka, the receipts and PacSpace.
+
+    Coverage: each offset below the committed one is in exactly one receipt, and what a receipt
+    counts as dead letters is in the dead-letter topic. Totals: for each key, the bits of all
+    receipts are PacSpace's balance. What is in doubt, in flight or not verified yet is pending.
+    Totals are always over all topics of INGESTER_TOPIC, for a balance knows no partitions.
+
+    \b
+    Examples:
+      ingester reconcile
+      ingester reconcile --from-topic --json
+      ingester reconcile usage:3 usage:4
+      ingester reconcile --key usage-acme-2025-06
+      ingester reconcile --account acme
+
+    Exit codes: 0 all agree; 1 a discrepancy; 2 something is pending: try again later; 64 the
+    command line, or the group has committed nothing; 69 Kafka or PacSpace cannot be reached, or
+    there are no receipts; 77 one of them refuses the credentials; 78 the settings.
+    """
+    settings = load(ReconcileSettings, environ=os.environ, config_file=config).settings
+    if settings.receipts == "off":
+        raise ConfigurationError(
+            "INGESTER_RECEIPTS is off: nothing is written that Kafka and PacSpace could be compared"
+            " by."
+        )
+    asked = [_parse(settings, each) for each in scope or ()]
+    found = asyncio.run(_reconcile(settings, asked, key or None, account, from_topic=from_topic))
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode(document(found)) + b"\n")
+    else:
+        sys.stdout.write("\n".join(lines(found)) + "\n")
+    if code := _EXIT_CODES[found.verdict]:
+        raise typer.Exit(code)
+
+
+def _parse(settings: ReconcileSettings, scope: str) -> tuple[str, int | None]:
+    found = _SCOPE.fullmatch(scope)
+    if found is None:
+        raise UsageError(f"{scope!r} should be TOPIC or TOPIC:PARTITION")
+    if found["topic"] not in settings.topics:
+        raise UsageError(
+            f"{found['topic']} is none of INGESTER_TOPIC ({', '.join(settings.topics)})"
+        )
+    return found["topic"], int(found["partition"]) if found["partition"] else None
+
+
+async def _reconcile(
+    settings: ReconcileSettings,
+    asked: Sequence[tuple[str, int | None]],
+    keys: Sequence[str] | None,
+    account: str | None,
+    *,
+    from_topic: bool,
+) -> Reconciliation:
+    admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
+    found = await standings(settings, settings.topics)
+    committed = await admin.committed_offsets(settings.group_id)
+    scope = _scoped(settings, [each for each in found if each.name in committed], asked)
+    before = await under_way(settings, ())
+    auditor = Auditor(settings, scope, keys)
+    audit = await auditor.audit(found, from_topic=from_topic)
+    compared = Comparison(settings, auditor, audit, account)
+    await compared.compare(_keys_of(audit, scope, keys), before)
+    results = sorted(compared.results.values())
+    return Reconciliation(
+        settings.group_id,
+        audit,
+        compared.doubts,
+        compared.agreed,
+        results,
+        await _trails(settings, audit, results),
+        halts=[
+            f"{each.name}: {each.start.halt_reason}" for each in found if each.start.halt_reason
+        ],
+        unaskable=sorted(audit.bits.keys() & set(PATHLESS_KEYS)),
+    )
+
+
+def _scoped(
+    settings: ReconcileSettings,
+    found: Sequence[Standing],
+    asked: Sequence[tuple[str, int | None]],
+) -> Collection[TopicPartition] | None:
+    """Return the partitions that are asked about; None for all. UsageError for none."""
+    chosen = {
+        each.name
+        for each in found
+        for topic, partition in asked or [(each.name.topic, None)]
+        if each.name.topic == topic and partition in {None, each.name.partition}
+    }
+    if not chosen:
+        where = ", ".join(
+            f"{topic}:{number}" if number is not None else topic for topic, number in asked
+        )
+        raise UsageError(
+            f"the group {settings.group_id} has committed nothing of"
+            f" {where or ', '.join(settings.topics)}: is that right, and INGESTER_GROUP_ID?"
+        )
+    return chosen if asked else None
+
+
+def _keys_of(
+    audit: Audit, scope: Collection[TopicPartition] | None, keys: Sequence[str] | None
+) -> list[str]:
+    if keys is not None:
+        return list(dict.fromkeys(keys))
+    known = dict.fromkeys([*audit.bits, *(audit.log_bits or ())])
+    return [key for key in known if scope is None or key in audit.keys_in_scope]
+
+
+class Comparison:
+    """Of what the books say of each key with its balance; only what does not agree is kept."""
+
+    def __init__(
+        self, settings: ReconcileSettings, auditor: Auditor, audit: Audit, account: str | None
+    ) -> None:
+        self._settings = settings
+        self._auditor = auditor
+        self._audit = audit
+        self._account = account
+        self.agreed = 0
+        self.results: dict[str, KeyResult] = {}
+        self.doubts: list[Finding] = []
+
+    async def compare(self, keys: Sequence[str], before: UnderWay) -> None:
+        """Read all balances, and again those that differ while there is news of them."""
+        await self._read(keys)
+        now: UnderWay = {}
+        for look in range(_LOOKS_MAX):
+            receipts = await self._auditor.catch_up(self._audit)
+            now = await self._under_way()
+            self._excuse(receipts, now)
+            again = [key for key, each in self.results.items() if each.may_settle]
+            if not receipts or not again or look + 1 == _LOOKS_MAX:
+                break
+            for key in again:
+                del self.results[key]
+            await self._read(again)
+        self.doubts = [doubt(*each, now[each]) for each in now if each in before]
+
+    async def _under_way(self) -> UnderWay:
+        replays = {name for audit in self._audit.partitions.values() for name in audit.open_replays}
+        return await under_way(self._settings, replays)
+
+    async def _read(self, keys: Sequence[str]) -> None:
+        askable = [key for key in keys if key not in PATHLESS_KEYS]
+        with bar("balances read", len(askable)) as advance:
+
+            def take(key: str, balance: Balance | UnknownKey) -> None:
+                advance(1)
+                self._take(key, balance)
+
+            await read_balances(self._settings, askable, take)
+
+    def _take(self, key: str, balance: Balance | UnknownKey) -> None:
+        audit = self._audit
+        known = balance if isinstance(balance, Balance) else None
+        if known is not None and self._account not in {None, known.account_id}:
+            return
+        result = KeyResult(
+            key,
+            known.account_id if known else None,
+            audit.bits.get(key, 0),
+            None if audit.log_bits is None else audit.log_bits.get(key, 0),
+            known.current_bits if known else None,
+            known.verified if known else False,
+        )
+        if result.status == "agreed":
+            self.agreed += 1
+        else:
+            self.results[key] = result
+
+    def _excuse(self, receipts: Sequence[Receipt], now: UnderWay) -> None:
+        """Widen what each key may differ by, and count what has come to be receipted."""
+        moved = [receipt.bits_by_key for receipt in receipts]
+        moved += [batch.bits_by_key for batch in now.values() if batch is not None]
+        for bits_by_key in moved:
+            for key in bits_by_key.keys() & self.results.keys():
+                self.results[key] = self.results[key].widened(bits_by_key[key])
+        sums = [self._audit.bits, self._audit.log_bits or {}]
+        for receipt in receipts:
+            for key, bits in receipt.bits_by_key.items():
+                for each in sums:
+                    if key in each:
+                        each[key] += bits
+
+
+async def _trails(
+    settings: ReconcileSettings, audit: Audit, results: Sequence[KeyResult]
+) -> Mapping[str, KeyTrail]:
+    """Read all receipts once more, for those of the keys that differ."""
+    differing = [each for each in results if each.status in {"mismatch", "unknown_key"}]
+    trails = {each.key: KeyTrail(each.key, each.difference) for each in differing[:_TRAILS_MAX]}
+    if not trails:
+        return trails
+    topics = {*settings.topics, *map(settings.dead_letter_topic_for, settings.topics)}
+    async for entry in notes(settings, audit.books, topics):
+        if isinstance(entry.note, Receipt):
+            for key in entry.note.bits_by_key.keys() & trails.keys():
+                trails[key].add(entry.note)
+    return trails

@@ -1,0 +1,215 @@
+"""What the notes about a partition prove, and what about them is odd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ingester.core.audit import (
+    Agreement,
+    DeadOffsets,
+    Disputes,
+    KeyTrail,
+    PartitionAudit,
+    Slack,
+    agreement_of,
+)
+from ingester.core.intent import Range
+from ingester.core.receipt import Note, Receipt, Replay, Resolution
+from ingester.core.record import TopicPartition
+
+NAME = TopicPartition("usage", 0)
+
+
+def receipt(first_offset: int, next_offset: int, **changed: Any) -> Receipt:
+    facts: dict[str, Any] = {
+        "topic": "usage",
+        "partition": 0,
+        "first_offset": first_offset,
+        "next_offset": next_offset,
+        "idempotency_key": f"key-{first_offset}-{next_offset}",
+        "batch_id": f"batch-{first_offset}",
+        "http_status": 202,
+        "items": next_offset - first_offset,
+        "dead_letters": 0,
+        "bits": 7,
+        "bits_by_key": {"k": 7},
+        "body_digest": "",
+        "attempts": 1,
+        "in_doubt": False,
+        "settled_at": "",
+    }
+    return Receipt(**(facts | changed))
+
+
+def skipped(first_offset: int, next_offset: int) -> Resolution:
+    return Resolution("usage", 0, first_offset, next_offset, "skipped", "ann", "why", "then")
+
+
+def audited(
+    notes: list[Note], dead: tuple[int, ...] = (), *, complete: bool = True
+) -> tuple[PartitionAudit, int]:
+    """An audit that has taken all notes and judged disputes, and how many receipts' bits count."""
+    audit = PartitionAudit(NAME, DeadOffsets(dead), complete)
+    counted = sum(audit.add(*each) for each in enumerate(notes))
+    disputes = Disputes(audit)
+    counted += sum(disputes.add(*each) for each in enumerate(notes))
+    disputes.judge()
+    return audit, counted
+
+
+def said(audit: PartitionAudit) -> list[tuple[str, Range]]:
+    return [(each.kind, each.range) for each in audit.findings]
+
+
+def test_what_is_receipted_once_is_accounted_for() -> None:
+    """Receipts in any order, with dead letters as many as they say, leave no open ground."""
+    notes: list[Note] = [receipt(20, 30), receipt(0, 20, dead_letters=2), receipt(30, 40)]
+
+    audit, counted = audited(notes, dead=(3, 5))
+
+    assert audit.judge_ground(committed=40, log_begins=0) == []
+    assert (audit.findings, counted) == ([], 3)
+
+
+def test_open_ground_is_looked_into_where_the_log_has_it() -> None:
+    """What was before the log's beginning cannot be told; what is not committed is no gap."""
+    audit, _ = audited([receipt(0, 10), receipt(20, 30), receipt(50, 60), receipt(90, 99)])
+
+    assert audit.judge_ground(committed=80, log_begins=35) == [(35, 50), (60, 80)]
+    assert said(audit) == [("lost", (10, 20)), ("lost", (30, 35))]
+
+
+def test_what_was_before_the_first_receipt_and_the_log_is_nobodys() -> None:
+    """A group that began with a log that had lost its beginning has no gap there."""
+    audit, _ = audited([receipt(50, 60)])
+
+    assert audit.judge_ground(committed=60, log_begins=40) == [(40, 50)]
+    assert audit.findings == []
+
+
+def test_what_was_skipped_is_no_open_ground() -> None:
+    """A decision covers its range, and is told."""
+    audit, _ = audited([receipt(0, 10), skipped(10, 25), receipt(25, 30)])
+
+    assert audit.judge_ground(committed=30, log_begins=20) == []
+    assert said(audit) == [("skipped", (10, 25))]
+
+
+def test_a_repeated_receipt_counts_once() -> None:
+    """The same range, key and batch id, or one of them none: one batch."""
+    for again in (receipt(0, 10), receipt(0, 10, batch_id=None)):
+        audit, counted = audited([receipt(0, 10), receipt(10, 20), again])
+
+        assert (said(audit), counted) == ([("repeated", (0, 10))], 2)
+
+
+def test_two_batch_ids_are_two_answers() -> None:
+    """The same range and key, acknowledged as two batches: its bits count once, and it is named."""
+    audit, counted = audited([receipt(0, 10), receipt(0, 10, batch_id="other")])
+
+    assert (said(audit), counted) == ([("counted_twice", (0, 10))], 1)
+    assert "batch-0 and as other" in audit.findings[0].detail
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_overlaps_are_named_whatever_their_order(turned: bool) -> None:
+    """Bits of both count, for both have a receipt; a third that touches neither is left alone."""
+    notes: list[Note] = [receipt(0, 10), receipt(5, 15), receipt(15, 20)]
+
+    audit, counted = audited(notes[::-1] if turned else notes)
+
+    assert (said(audit), counted) == ([("overlap", (5, 10))], 3)
+
+
+def test_the_same_range_under_two_keys_overlaps() -> None:
+    """A topic that was made anew, or two that share their receipts by mistake."""
+    audit, counted = audited([receipt(0, 10), receipt(0, 10, idempotency_key="other")])
+
+    assert (said(audit), counted) == ([("overlap", (0, 10))], 2)
+
+
+def test_what_was_forced_counts_beside_the_rest() -> None:
+    """And covers nothing."""
+    audit, counted = audited([receipt(0, 10), receipt(0, 10, replay="again", forced=True)])
+
+    assert (said(audit), counted) == ([], 2)
+    assert audited([receipt(0, 10, forced=True)])[0].judge_ground(10, 0) == [(0, 10)]
+
+
+@pytest.mark.parametrize(
+    ("counted", "dead", "complete", "kinds"),
+    [
+        (1, (3,), True, []),
+        (0, (3,), True, ["dead_letters_differ"]),
+        (2, (3,), True, ["dead_letters_differ"]),
+        (2, (3,), False, []),
+        (0, (3,), False, ["dead_letters_differ"]),
+        (0, (10,), True, []),
+    ],
+)
+def test_dead_letters_are_as_many_as_the_receipt_counts(
+    counted: int, dead: tuple[int, ...], complete: bool, kinds: list[str]
+) -> None:
+    """Fewer may be retention's doing, where the dead-letter topic has lost its beginning."""
+    audit, _ = audited([receipt(0, 10, dead_letters=counted)], dead, complete=complete)
+
+    assert [kind for kind, _ in said(audit)] == kinds
+
+
+def test_a_dead_letter_needs_a_receipt_below_the_committed_offset() -> None:
+    """Above it its batch is still to be settled; what was skipped by decision is no fault."""
+    audit, _ = audited([receipt(0, 10, dead_letters=1), skipped(20, 30)], (5, 12, 13, 25, 45))
+
+    audit.judge_ground(committed=40, log_begins=0)
+
+    assert said(audit)[1:] == [("dead_letter_without_receipt", (12, 14))]
+
+
+def test_replays_are_open_until_they_end() -> None:
+    """Their groups are looked into for what is in doubt."""
+    started = Replay("usage", 0, 0, 10, "july", "started", "ann", "why", "then")
+    ended = Replay("usage", 0, 0, 10, "july", "ended", "ann", "why", "then")
+
+    assert list(audited([started])[0].open_replays) == ["july"]
+    assert list(audited([started, ended])[0].open_replays) == []
+
+
+@pytest.mark.parametrize(
+    ("balance", "verified", "slack", "agreement"),
+    [
+        (100, True, Slack(), "agreed"),
+        (100, False, Slack(), "pending"),
+        (None, False, Slack(), "unknown_key"),
+        (101, True, Slack(), "mismatch"),
+        (101, False, Slack(), "pending"),
+        (110, True, Slack().widened(10), "pending"),
+        (105, True, Slack().widened(10), "pending"),
+        (111, True, Slack().widened(10), "mismatch"),
+        (99, True, Slack().widened(10), "mismatch"),
+        (95, True, Slack().widened(10).widened(-5), "pending"),
+        (94, True, Slack().widened(10).widened(-5), "mismatch"),
+    ],
+)
+def test_a_balance_agrees_waits_or_differs(
+    balance: int | None, verified: bool, slack: Slack, agreement: Agreement
+) -> None:
+    """What is under way explains a difference that it equals, or that lies within it."""
+    assert agreement_of(100, balance, verified=verified, slack=slack) == agreement
+
+
+def test_a_trail_leads_to_what_may_be_the_reason() -> None:
+    """First and last offset of each partition, and the receipts that hold as much."""
+    trail = KeyTrail("k", difference=7)
+    trail.add(receipt(10, 20, bits_by_key={"k": 7}, in_doubt=True))
+    trail.add(receipt(0, 10, bits_by_key={"k": 8}))
+    trail.add(receipt(0, 5, bits_by_key={"k": -7}, partition=3))
+
+    assert trail.extents == {NAME: (0, 20), TopicPartition("usage", 3): (0, 5)}
+    assert [(each.partition.partition, each.range) for each in trail.suspects] == [
+        (0, (10, 20)),
+        (3, (0, 5)),
+    ]
+    assert "may have been applied before" in trail.suspects[0].reason
+    assert trail.suspects[1].reason.endswith("as PacSpace lacks")
