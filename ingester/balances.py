@@ -28,7 +28,7 @@ async def read_balances(settings: PacspaceSettings, keys: Iterable[str], take: T
 
         async def read() -> None:
             for key in waiting:
-                take(key, await _balance_of(client, key, settings.pacspace_url))
+                take(key, await balance_of(client, key, settings.pacspace_url))
 
         tasks = [asyncio.create_task(read()) for _ in range(requests)]
         try:
@@ -39,7 +39,8 @@ async def read_balances(settings: PacspaceSettings, keys: Iterable[str], take: T
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _balance_of(client: PacspaceClient, key: str, url: str) -> Balance | UnknownKey:
+async def balance_of(client: PacspaceClient, key: str, url: str) -> Balance | UnknownKey:
+    """Ask for one balance, and again while there is no answer; UnavailableError, RefusedError."""
     pauses = [_PAUSE_SECONDS * 2**attempt for attempt in range(_ATTEMPTS_MAX - 1)]
     found = await client.get_balance(key)
     while isinstance(found, ReadFailed):

@@ -6,10 +6,8 @@ its own. Nothing is written or committed, and what comes meanwhile is left for t
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Final
 
 from ingester.books import Extents, extents, notes
@@ -21,10 +19,9 @@ from ingester.core.receipt import Receipt
 from ingester.core.record import Record, TopicPartition
 from ingester.errors import UnavailableError, UsageError
 from ingester.kafka_range import RangeReader, stream
-from ingester.progress import bar
+from ingester.progress import bar_beside_output
 from ingester.settings import LedgerSettings
 
-_READ: Final = "dead letters read"
 FOREIGN: Final = ""  # in place of a source topic: records that no version of this program wrote
 
 
@@ -118,18 +115,12 @@ class Letters:
         self, logs: Extents
     ) -> AsyncIterator[tuple[TopicPartition, Record, Origin | None]]:
         offsets_count = sum(end - begin for begin, end in logs.values())
-        # On a terminal the letters themselves show how far it is.
-        shown = nullcontext(_ignore) if sys.stdout.isatty() else bar(_READ, offsets_count)
-        with shown as advance:
+        with bar_beside_output("dead letters read", offsets_count) as advance:
             for name, range_ in logs.items():  # one after the other: which is the first is certain
                 async for _, records in stream(self._settings, {name: range_}):
                     for record in records:
                         yield name, record, origin_of(record.headers)
                     advance(len(records))
-
-
-def _ignore(_: int) -> None:
-    pass
 
 
 def dead_letter_topics(settings: LedgerSettings) -> Sequence[str]:

@@ -165,15 +165,20 @@ class PacspaceClient:
         balance = await self.get_balance(key)
         if isinstance(balance, ReadFailed):
             return balance
-        if isinstance(balance, UnknownKey):
-            return Agreement("unknown_key", expected, balance)
-        if not balance.verified:
-            return Agreement("pending_verification", expected, balance)
-        status: Literal["agreed", "mismatch"] = (
-            "agreed" if balance.current_bits == expected else "mismatch"
-        )
-        return Agreement(status, expected, balance)
+        return compare(balance, expected)
 
     async def get(self, path: str) -> Answer:
         """Send one GET and return the bare answer, for probes of the connection and the key."""
         return await self._exchanges.exchange("GET", path)
+
+
+def compare(balance: Balance | UnknownKey, expected: int) -> Agreement:
+    """Compare a balance that was read with an own sum."""
+    if isinstance(balance, UnknownKey):
+        return Agreement("unknown_key", expected, balance)
+    if not balance.verified:
+        return Agreement("pending_verification", expected, balance)
+    status: Literal["agreed", "mismatch"] = (
+        "agreed" if balance.current_bits == expected else "mismatch"
+    )
+    return Agreement(status, expected, balance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import (
@@ -37,3 +37,12 @@ def bar(what: str, total: int) -> Iterator[Advance]:
     ) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
+
+
+def bar_beside_output(what: str, total: int) -> AbstractContextManager[Advance]:
+    """Show the same, unless what is printed meanwhile goes to a terminal and shows it itself."""
+    return nullcontext(_ignore) if sys.stdout.isatty() else bar(what, total)
+
+
+def _ignore(_: int) -> None:
+    pass
