@@ -17,6 +17,7 @@ from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.receipts import Receipts
 from ingester.replay_plan import Plan
 from ingester.replay_report import Summary
+from ingester.replay_scope import intended
 from ingester.settings import Settings
 from ingester.telemetry import Telemetry
 from ingester.worker import Worker
@@ -80,42 +81,65 @@ class ReplayRun:
 
     async def _claim(self) -> None:
         """Let nobody else settle these ranges; UsageError when somebody does, or has."""
-        notes = await self._notes()
-        own = [
-            note
-            for each in notes.values()
-            for note in each
-            if isinstance(note, Replay) and note.name == self._plan.name
-        ]
-        ended = {note.partition for note in own if note.state == "ended"}
-        if ended:
+        own = {
+            name: [
+                each for each in notes if isinstance(each, Replay) and each.name == self._plan.name
+            ]
+            for name, notes in (await self._notes()).items()
+        }
+        unclaimed = {name: each for name, each in self._extents.items() if not own[name]}
+        states = {name: {each.state for each in notes} for name, notes in own.items()}
+        if any("ended" in each for each in states.values()):
+            # Whoever ended it may have been killed before it had said so of all partitions.
+            left = [name for name, each in states.items() if each == {"started"}]
+            await self._note("ended", {name: self._extents[name] for name in left})
             raise UsageError(
                 f"the replay {self._plan.name} has ended: it was carried out, or withdrawn. Make"
                 " another plan"
             )
-        claimed = {note.partition for note in own}
-        extents = {
-            name: each for name, each in self._extents.items() if name.partition not in claimed
-        }
-        await self._note("started", extents)
-        beyond = await self._beyond_live_offsets(extents)
-        if beyond and await self._admin.members_count(self._plan.group_id):
-            await self._note("ended", extents)
+        if any(self._is_changed(name, note) for name, notes in own.items() for note in notes):
             raise UsageError(
-                f"workers have joined {self._plan.group_id} since the plan was made, and will come"
-                f" to what is beyond their offsets ({', '.join(map(str, beyond))}). Make the plan"
-                " again"
+                f"the plan of {self._plan.name} was changed after it had begun. Continue it as it"
+                " was, and make another plan for the rest"
             )
+        if not unclaimed and await self._admin.committed_offsets(self._settings.group_id):
+            return  # what follows was found in order before the first commit
+        await self._look_beside({name: self._extents[name] for name in own if own[name]})
+        await self._note("started", unclaimed)
+        # Workers that had joined before do not know of the claim; who joins from now on does.
+        await self._look_beside(self._extents)
 
-    async def _beyond_live_offsets(
-        self, extents: Mapping[TopicPartition, Range]
-    ) -> list[TopicPartition]:
-        stored = await self._admin.committed_offsets(self._plan.group_id)
-        return [
+    def _is_changed(self, name: TopicPartition, note: Replay) -> bool:
+        claim = (note.first_offset, note.next_offset, note.forced)
+        return claim != (*self._extents[name], self._plan.forced)
+
+    async def _look_beside(self, claimed: Mapping[TopicPartition, Range]) -> None:
+        """UsageError where the group is at work, or has left a doubt, in what is to be sent."""
+        group = self._plan.group_id
+        has_members = await self._admin.members_count(group) > 0
+        stored = await self._admin.committed_offsets(group)
+        beyond = [
             name
-            for name, (_, next_offset) in extents.items()
+            for name, (_, next_offset) in self._extents.items()
             if name not in stored or stored[name].next_offset < next_offset
         ]
+        if beyond and has_members:
+            raise UsageError(
+                f"workers have joined {group} since the plan was made, and come to what is beyond"
+                f" their offsets ({', '.join(map(str, beyond))}). "
+                + (f"Stop them, and continue: {self._again}" if claimed else "Make the plan again")
+            )
+        doubtful = [
+            f"{name}[{first_offset},{next_offset})"
+            for name, selected in self._replaying.selected.items()
+            for first_offset, next_offset in intersected(selected, intended(stored.get(name)))
+        ]
+        if doubtful:
+            await self._note("ended", claimed)  # in vain: nothing of it was sent
+            raise UsageError(
+                f"a worker of {group} has begun to send {', '.join(doubtful)} since the plan was"
+                " made, and has left it in doubt. Make the plan again"
+            )
 
     async def _note(
         self, state: Literal["started", "ended"], extents: Mapping[TopicPartition, Range]
@@ -153,7 +177,8 @@ class ReplayRun:
                 self._ended = True
                 self._worker.request_stop("the end of the plan")
                 return
-            if own and all(own[name].halt_reason or name in finished for name in own):
+            halted = [name for name in own if own[name].halt_reason]
+            if halted and own.keys() <= {*halted, *finished}:
                 self._worker.request_stop("a halt of every partition")
                 return
 

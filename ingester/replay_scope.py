@@ -5,16 +5,17 @@ from __future__ import annotations
 import getpass
 import socket
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ingester.core.event import Decode, Rejection, UsageEvent, event_decoder
-from ingester.core.intent import Ledger, Range, decode
+from ingester.core.intent import Range, Unreadable, decode
 from ingester.core.messages import Commit
 from ingester.core.ranges import intersected, length, merged, subtracted
 from ingester.core.receipt import Note, Receipt, Resolution
 from ingester.core.record import Record, TopicPartition
+from ingester.core.start import is_to_be_judged
 from ingester.errors import UsageError
 from ingester.kafka import beginning_offsets, end_offsets, offsets_since
 from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
@@ -67,7 +68,8 @@ class Selection:
         asked = await self._bounds()
         stored = await self._admin.committed_offsets(settings.group_id)
         kept = await self._kept_by_worker(asked, stored)
-        notes = await Receipts(settings).notes({}, dict.fromkeys(asked, 0))
+        notes = await self._notes(asked)
+        self._check_group(asked, stored, notes)
         unsettled: dict[TopicPartition, list[Range]] = {}
         receipted = skipped = 0
         for name, bounds in asked.items():
@@ -123,6 +125,35 @@ class Selection:
             for name, (begin, end) in bounds.items()
         }
         return {name: each for name, each in bounded.items() if each[0] < each[1]}
+
+    async def _notes(
+        self, asked: Iterable[TopicPartition]
+    ) -> Mapping[TopicPartition, Sequence[tuple[int, Note]]]:
+        """What the receipts topic says; of a topic that no worker has read there may be none."""
+        scope, settings = self._scope, self._settings
+        topic = settings.receipts_topic_for(scope.topic)
+        facts = await self._admin.describe([topic], settings.group_id)
+        count = facts.partitions.get(topic) or 0
+        there = [name for name in asked if name.partition < count]
+        found = await Receipts(settings).notes({}, dict.fromkeys(there, 0))
+        return {name: found.get(name, ()) for name in asked}
+
+    def _check_group(
+        self,
+        asked: Iterable[TopicPartition],
+        stored: Mapping[TopicPartition, Commit],
+        notes: Mapping[TopicPartition, Sequence[tuple[int, Note]]],
+    ) -> None:
+        """UsageError where another group than this one has settled something of what is asked."""
+        for name in asked:
+            if name not in stored and is_to_be_judged(notes[name]):
+                raise UsageError(
+                    f"the group {self._settings.group_id} has no committed offset of {name}, and"
+                    " receipts show that some of it was settled by workers: they may be at work in"
+                    " another group, and would send what is replayed as well. Correct"
+                    " INGESTER_GROUP_ID; or, if the group has lost its offsets: ingester resolve"
+                    f" {name}:OFFSET --as resend (`ingester resolve {name}` says where)"
+                )
 
     async def _since(
         self, moment: datetime | None, names: Sequence[TopicPartition]
@@ -216,9 +247,18 @@ def _left_out(notes: Sequence[tuple[int, Note]], commit: Commit | None) -> list[
         for _, note in notes
         if isinstance(note, Resolution) and note.decision == "skipped"
     ]
+    return merged([*skipped, *intended(commit)])
+
+
+def intended(commit: Commit | None) -> list[Range]:
+    """Return what a group may have in flight above an offset; UsageError if that is not known."""
     ledger = decode(commit.next_offset, commit.metadata) if commit else None
-    intended = [each.range for each in ledger.intents] if isinstance(ledger, Ledger) else []
-    return merged([*skipped, *intended])
+    if isinstance(ledger, Unreadable):
+        raise UsageError(
+            f"what the group has in doubt is not known: the metadata of its committed offsets"
+            f" cannot be read, since {ledger.reason}. Let the version that wrote it settle it first"
+        )
+    return merged(each.range for each in ledger.intents) if ledger else []
 
 
 def _login() -> str:

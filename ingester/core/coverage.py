@@ -68,7 +68,7 @@ class Coverage:
             end = bisect_left(records, proof.next_offset, begin, key=_offset_of)
             runs.append(records[:begin])
             inside, records = records[begin:end], records[end:]
-            if inside:
+            if inside and proof.idempotency_key:
                 self._first = self._first or inside[0]
                 self._last = inside[-1]
             if records or (inside and inside[-1].offset + 1 == proof.next_offset):
@@ -77,12 +77,17 @@ class Coverage:
                 return [*runs, ()]
         return [*runs, records]
 
+    def reached(self, position: int) -> None:
+        """Go on behind what ends at or below a position: the log has lost the rest of it."""
+        while self._proofs and self._proofs[0].next_offset <= position:
+            self._pass(self._proofs[0])
+
     def _pass(self, proof: Proof) -> None:
         """Go on behind a proof whose records were read, unless they are others."""
         first, last = self._first, self._last
         self._proofs.popleft()
         self._first = self._last = None
-        if first is None or last is None or not proof.idempotency_key:
+        if first is None or last is None:
             return  # the log has lost them, or there is nothing to compare them with
         if (first.offset, last.offset + 1) != proof.range:  # or some, and the key tells nothing
             return

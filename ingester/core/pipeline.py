@@ -260,6 +260,7 @@ class Pipeline:
             part = self._partitions.get(name)
             if part is None or part.halt_reason or part in self._open:
                 continue
+            part.coverage.reached(position)
             if part.coverage.is_undecided:
                 continue
             if part.offsets.pass_to(position):

@@ -38,7 +38,7 @@ def start_of(
     )
     if begun.halt_reason is not None:
         return begun
-    if commit is None and _is_to_be_judged(notes):
+    if commit is None and is_to_be_judged(notes):
         settled = max(note.next_offset for _, note in notes)
         return replace(begun, halt_reason=_forgotten(name, begun.offset, settled, log_begins))
     claim = _claim_on(begun.offset, notes)
@@ -101,7 +101,7 @@ def _is_to_be_resent(intent: Intent, decisions: Mapping[Range, Resolution]) -> b
     return decided.intended_at == intent.intended_at
 
 
-def _is_to_be_judged(notes: Sequence[tuple[int, Note]]) -> bool:
+def is_to_be_judged(notes: Sequence[tuple[int, Note]]) -> bool:
     """Whether a group has settled something, and nobody said since that another may go on."""
     for _, note in reversed(notes):
         if isinstance(note, Receipt) and note.replay is None:

@@ -127,3 +127,26 @@ def test_a_worker_halts_at_records_that_are_others() -> None:
     assert batches_sent(commands) == []
     assert "usage:0[0,3) is settled" in halted.reason
     assert "INGESTER_RECEIPTS_TOPIC" in halted.reason
+
+
+def test_what_is_passed_unseen_is_decided_from_the_start() -> None:
+    """A replay passes all behind its end: nothing of that is compared, so nothing waits for it."""
+    coverage = Coverage(PARTITION, [Proof(10, 2**63 - 1, "", 0)])
+
+    coverage.sift(LOG)
+
+    assert not coverage.is_undecided
+
+
+def test_a_proof_whose_last_records_are_lost_ends_with_the_position() -> None:
+    """Compaction took them, and nothing follows: the committed offset may not wait for ever."""
+    coverage = Coverage(PARTITION, [proof_of(5, 9)])
+    coverage.sift(LOG[:7])
+    coverage.reached(8)
+    assert coverage.is_undecided
+
+    coverage.reached(9)
+
+    assert not coverage
+    assert not coverage.is_undecided
+    assert coverage.mistaken is None

@@ -1,0 +1,183 @@
+"""A plan that others got in the way of: nobody counts twice, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from ingester.core.receipt import Replay, encode_note
+from ingester.replay_plan import Plan, read
+from tests.conftest import TopicFactory
+from tests.e2e.test_markers import transact
+from tests.support.kafka import admin
+from tests.support.processes import Ingesters
+from tests.support.simulator import Simulator
+from tests.support.waiting import eventually, eventually_async
+from tests.support.workers import Group, Worker, totals, usage
+
+GroupOf = Callable[..., Group]
+Ended = subprocess.CompletedProcess[str]
+Run = Callable[..., Ended]
+PARTITIONS = 2
+
+
+@pytest.fixture
+def replay(ingesters: Ingesters) -> Run:
+    """Runs `ingester replay` with a group's settings."""
+
+    def run(group: Group, *arguments: str, exit_code: int = 0) -> Ended:
+        ended = ingesters.run("replay", *arguments, settings=group.settings())
+        assert ended.returncode == exit_code, ended.stdout + ended.stderr
+        return ended
+
+    return run
+
+
+@pytest.fixture
+async def half(group_of: GroupOf, topic: TopicFactory) -> Group:
+    """A topic of 800 events, of which the first 400 were settled by a worker that has left."""
+    group = group_of(await topic(PARTITIONS))
+    await group.produce(usage(400))
+    worker = group.start()
+    await group.settled()
+    stop(worker)
+    await group.produce(usage(400, first=400))
+    return group
+
+
+@pytest.fixture
+def plan_file(half: Group, replay: Run, tmp_path: Path) -> Path:
+    """A plan of the other half."""
+    path = tmp_path / "plan.json"
+    replay(half, half.topics[0], "--dry-run", "--save", str(path))
+    return path
+
+
+def stop(worker: Worker) -> None:
+    worker.process.terminate()
+    assert worker.process.wait() in {0, 75}
+
+
+async def claim(group: Group, plan: Plan, partition: int, state: str, shorter: int = 0) -> None:
+    """Leave the note that a replay was killed behind."""
+    ranges = plan.partitions[partition]
+    extent = (ranges[0][0], ranges[-1][1] - shorter)
+    note = Replay(plan.topic, partition, *extent, plan.name, state, "ada", "", plan.created_at)  # type: ignore[arg-type]  # one of the two
+    topic, key = f"{plan.topic}.receipts", f"{plan.topic}:{partition}".encode()
+    async with AIOKafkaProducer(bootstrap_servers=group.servers, acks="all") as producer:
+        await producer.send_and_wait(topic, encode_note(note), key=key, partition=partition)
+
+
+async def left_by_all(group: Group) -> None:
+    """Wait until the group has no members, be it by the session timeout."""
+
+    async def empty() -> bool:
+        async with admin(group.servers) as client:
+            (answer,) = await client.describe_consumer_groups([group.name])
+            return not answer.groups[0][5]
+
+    await eventually_async(empty)
+
+
+async def test_what_a_worker_left_in_doubt_since_the_plan_is_not_sent(
+    half: Group, replay: Run, simulator: Simulator, plan_file: Path, tmp_path: Path
+) -> None:
+    """The plan does not know of it; a new one passes it, and the next worker settles it."""
+    before = simulator.report()["items"]
+    simulator.add_faults({"match": {"method": "POST"}, "effect": {"kind": "lose"}})
+    worker = half.start(items_max="7", backoff_seconds_min="5", backoff_seconds_max="9")
+    eventually(lambda: simulator.report()["items"] > before + 50)
+    worker.process.kill()
+    await left_by_all(half)
+    simulator.clear_faults()
+
+    refused = replay(half, "--plan", str(plan_file), exit_code=64)
+
+    assert "in doubt. Make the plan again" in refused.stderr
+    replay(half, half.topics[0], "--save", str(tmp_path / "new.json"))
+    half.start()
+    await half.settled()
+    assert simulator.report()["keys"] == totals(usage(800))
+
+
+async def test_a_claim_that_workers_do_not_know_of_is_not_carried_out(
+    half: Group, replay: Run, simulator: Simulator, plan_file: Path
+) -> None:
+    """Killed between its claim and its look at the workers, it looks again before it goes on."""
+    worker = half.start(items_max="3", requests_per_second_max="5")
+    eventually(worker.ready)
+    plan = read(plan_file)
+    for number in plan.partitions:
+        await claim(half, plan, number, "started")
+
+    refused = replay(half, "--plan", str(plan_file), exit_code=64)
+
+    assert f"Stop them, and continue: ingester replay --plan {plan_file}" in refused.stderr
+    stop(worker)
+    replay(half, "--plan", str(plan_file))
+    half.start()
+    await half.settled()
+    assert simulator.report()["keys"] == totals(usage(800))
+
+
+async def test_an_end_that_was_cut_short_is_told_of_all_partitions(
+    half: Group, replay: Run, simulator: Simulator, plan_file: Path
+) -> None:
+    """Killed between two of its last notes; workers would wait for the missing one for ever."""
+    plan = read(plan_file)
+    for number in plan.partitions:
+        await claim(half, plan, number, "started")
+    await claim(half, plan, 0, "ended")
+
+    ended = replay(half, "--plan", str(plan_file), exit_code=64)
+
+    assert "has ended" in ended.stderr
+    half.start()
+    await half.settled()
+    assert simulator.report()["keys"] == totals(usage(800))
+
+
+async def test_a_plan_that_was_changed_since_it_began_is_refused(
+    half: Group, replay: Run, simulator: Simulator, plan_file: Path
+) -> None:
+    """Its claim, which workers go by, is another than what it would send."""
+    await claim(half, read(plan_file), 0, "started", shorter=1)
+
+    refused = replay(half, "--plan", str(plan_file), exit_code=64)
+
+    assert "was changed after it had begun" in refused.stderr
+    assert simulator.report()["keys"] == totals(usage(400))
+
+
+async def test_a_group_that_has_settled_nothing_of_it_is_asked_about(
+    half: Group, ingesters: Ingesters, simulator: Simulator
+) -> None:
+    """With another group's name the workers at work would not be seen, and count it as well."""
+    settings = {**half.settings(), "INGESTER_GROUP_ID": f"{half.name}-misspelt"}
+
+    ended = ingesters.run("replay", half.topics[0], settings=settings)
+
+    assert (ended.returncode, "Correct INGESTER_GROUP_ID" in ended.stderr) == (64, True)
+    assert simulator.report()["keys"] == totals(usage(400))
+
+
+async def test_it_ends_behind_a_marker_whatever_follows(
+    group_of: GroupOf, topic: TopicFactory, replay: Run, simulator: Simulator, tmp_path: Path
+) -> None:
+    """Of a topic that no worker has read, up to a transaction's end, behind which more came."""
+    group = group_of(await topic())
+    events = usage(20)
+    await transact(group.servers, group.topics[0], events, commit=True)
+    path = tmp_path / "plan.json"
+    replay(group, group.topics[0], "--dry-run", "--save", str(path))
+    assert json.loads(path.read_text())["partitions"] == {"0": [[0, 21]]}
+    await group.produce(usage(30, first=20), partition=0)
+
+    replay(group, "--plan", str(path))
+
+    assert simulator.report()["keys"] == totals(events)
