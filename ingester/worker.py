@@ -1,81 +1,55 @@
 """`ingester run`: a member of the consumer group, the loop around the core.
 
-Turns what happens into facts for the pipeline and carries out its commands; decides nothing about
-records. Everything runs in one thread, and every wait is bounded.
+Turns what happens into facts for the pipeline, and has its commands carried out; decides nothing
+about records. Everything runs in one thread, and every wait is bounded.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from functools import partial
-from typing import Final, TypeVar, assert_never
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 from ingester import __version__
-from ingester.core.batch import Batch, BatchLimits
+from ingester.core.batch import BatchLimits
 from ingester.core.deadletter import DeadLetterLimit
-from ingester.core.delivery import Deferred
 from ingester.core.event import event_decoder
 from ingester.core.messages import (
-    AttemptEnded,
     Command,
-    Commit,
-    CommitFailed,
-    CommitOffsets,
-    DeadLettersNotWritten,
-    DeadLettersWritten,
     DrainRequested,
     Fact,
     HaltPartition,
     Limits,
-    OffsetsCommitted,
-    PartitionReopened,
     PartitionsAssigned,
     PartitionsRevoked,
     PausePartitions,
     PositionsReached,
-    RangeNotRead,
-    RangeRead,
-    ReadRange,
-    ReceiptNotWritten,
-    ReceiptWritten,
     RecordsFetched,
     ResumePartitions,
     RevocationStarted,
-    SendBatch,
     Start,
     Tick,
-    WriteDeadLetters,
-    WriteReceipt,
 )
 from ingester.core.partition import PartitionState
 from ingester.core.pipeline import Pipeline
 from ingester.core.record import TopicPartition
 from ingester.core.replaying import Replaying
-from ingester.errors import IncompleteError, IngesterError, UnavailableError
-from ingester.halts import Decisions
+from ingester.errands import Errands
+from ingester.errors import IncompleteError, UnavailableError
 from ingester.health import HealthServer
-from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.kafka_group import UsageConsumer
-from ingester.kafka_range import RangeReader
-from ingester.kafka_topics import DEAD_LETTER_PARTITIONS, KEPT_TOPIC_CONFIG
-from ingester.kafka_writing import RecordWriter
-from ingester.pacspace import PacspaceClient
-from ingester.receipts import Receipts, without_receipts
+from ingester.receipts import Receipts
+from ingester.reopening import Reopening
 from ingester.settings import Settings
+from ingester.starts import Starts
 from ingester.telemetry import Telemetry
 from ingester.watchdog import Watchdog
 
-T = TypeVar("T")
-
-_RETRY_SECONDS: Final = 2.0  # between attempts to reach Kafka at the start, and after a failed poll
-_DECISION_SECONDS: Final = 5.0  # between looks for a decision about a halted partition
+_RETRY_SECONDS: Final = 2.0  # after a failed poll
 _POSITIONS_SECONDS: Final = 0.5  # between looks at how far it was read, past the last records
-_GATHER_SECONDS: Final = 0.005  # a receipt waits for others; at 0 each takes twice the CPU
 _POLL_FAILURES_MAX: Final = 30  # in a row: a minute, after which a fresh start is the better bet
 
 
@@ -120,20 +94,27 @@ class Worker:
             replay.namespace if replay else "",
         )
         self._consumer = UsageConsumer(settings, self)
-        self._writer = RecordWriter(settings, compress=True)
         self._receipts = Receipts(settings, replay)
-        self._decisions = Decisions(settings, self._receipts)
-        self._watchdog = Watchdog(self._pipeline, self._consumer, telemetry, settings.stall_seconds)
-        self._ranges = RangeReader(settings)
-        self._admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
-        self._pacspace = PacspaceClient.from_settings(
-            settings, connections_max=settings.requests_in_flight_max
+        self._starts = Starts(settings, telemetry, self._consumer, self._receipts)
+        self._reopening = Reopening(
+            settings,
+            telemetry,
+            self._pipeline,
+            self._consumer,
+            self._receipts,
+            self._starts,
+            handle=self._handle,
         )
-        self._tasks: set[asyncio.Task[None]] = set()
-        # Everything that commands started and that has not ended; each removes itself.
-        self._gathered: dict[TopicPartition, list[WriteReceipt]] = {}
-        # Receipts that wait for others, by the source's partition; taken a moment after the first.
-        self._assignment = object()  # another one for each; compared by whoever waits meanwhile
+        self._errands = Errands(
+            settings,
+            telemetry,
+            self._pipeline,
+            self._consumer,
+            self._receipts,
+            handle=self._handle,
+            failed=self._fail,
+        )
+        self._watchdog = Watchdog(self._pipeline, self._consumer, telemetry, settings.stall_seconds)
         self._wake_at: float | None = None
         self._timer: asyncio.Handle | None = None  # what calls `_tick` at `_wake_at`
         self._progress = asyncio.Event()  # set by each fact; drains wait for it
@@ -170,7 +151,7 @@ class Worker:
             if self._failure is not None:
                 raise self._failure
         finally:
-            self._cancel_tasks()
+            self._errands.cancel()
             await self._close()
             await health.stop()
         self._telemetry.worker_stopped(drained=drained, halted=halted)
@@ -208,7 +189,7 @@ class Worker:
             for each in (
                 self._settle(),
                 self._stop.wait(),
-                self._look_for_decisions(),
+                self._reopening.run(),
                 self._watchdog.run(),
             )
         ]
@@ -226,44 +207,10 @@ class Worker:
 
     async def _start(self) -> None:
         """Wait for Kafka and the topics as long as the settings allow, then join the group."""
-        await self._patiently(self._find_topics, self._telemetry.start_retried)
-        await self._writer.start()
+        await self._starts.find_topics()
+        await self._errands.start()
         await self._receipts.start()
         await self._consumer.start()
-
-    async def _patiently(
-        self, question: Callable[[], Awaitable[T]], retried: Callable[[str, float], None]
-    ) -> T:
-        """Ask Kafka as often as it takes, but no longer than a start may."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._settings.startup_timeout_seconds
-        while True:
-            try:
-                return await question()
-            except UnavailableError as error:
-                seconds = min(_RETRY_SECONDS, deadline - loop.time())
-                if seconds <= 0:
-                    raise
-                retried(str(error), seconds)
-                await asyncio.sleep(seconds)
-
-    async def _find_topics(self) -> None:
-        admin = self._admin
-        topics = self._settings.topics
-        facts = await admin.describe(topics, self._settings.group_id)
-        partitions = {topic: facts.partitions.get(topic) or 0 for topic in topics}
-        missing = [topic for topic in topics if not partitions[topic]]
-        if missing:
-            raise admin.missing_topic(missing[0])
-        for topic in dict.fromkeys(map(self._settings.dead_letter_topic_for, topics)):
-            if (
-                await admin.ensure_topic(topic, DEAD_LETTER_PARTITIONS, KEPT_TOPIC_CONFIG)
-                == "created"
-            ):
-                self._telemetry.topic_created(topic)
-        if self._settings.receipts == "on":
-            for topic in await self._receipts.ensure_topics(admin, partitions):
-                self._telemetry.topic_created(topic)
 
     async def _poll(self) -> None:
         loop = asyncio.get_running_loop()
@@ -291,32 +238,6 @@ class Worker:
             if loop.time() >= look_at:
                 look_at = loop.time() + _POSITIONS_SECONDS
                 self._handle(PositionsReached(self._consumer.positions()))
-
-    async def _look_for_decisions(self) -> None:
-        """Reopen halted partitions about which somebody has decided."""
-        while True:
-            await asyncio.sleep(_DECISION_SECONDS)
-            halted = {
-                name: state
-                for name, state in self._pipeline.partitions.items()
-                if self._pipeline.may_be_reopened(name)
-            }
-            if not halted or self._settings.receipts == "off":
-                continue
-            assignment = self._assignment
-            try:
-                decided = await self._decisions.taken(halted)
-                starts = await self._starts(list(decided)) if decided else {}
-            except IngesterError as error:
-                self._telemetry.decisions_retried(str(error))
-                continue
-            if self._assignment is not assignment:
-                continue  # by others meanwhile, perhaps, more was settled than was looked up
-            for name, start in starts.items():
-                if self._pipeline.may_be_reopened(name):
-                    self._consumer.seek(name, start.offset)
-                    self._handle(PartitionReopened(name, start, time.time()))
-                    self._telemetry.partition_reopened(name, start, decided[name])
 
     async def _drain(self) -> bool:
         """Settle what was read for half of the time, then only what may have been applied.
@@ -346,10 +267,8 @@ class Worker:
         if self._timer is not None:
             self._timer.cancel()
         await self._consumer.stop()
-        await self._ranges.stop()
         await self._receipts.stop()
-        await self._writer.stop()
-        await self._pacspace.aclose()
+        await self._errands.stop()
 
     # -- rebalances: Kafka waits for these ------------------------------------------------------
 
@@ -358,36 +277,17 @@ class Worker:
         partitions = list(self._pipeline.partitions)
         self._handle(RevocationStarted())
         drained = await self._drained_within(self._settings.drain_seconds)
-        self._cancel_tasks()
+        self._errands.cancel()
         self._handle(PartitionsRevoked())
         if partitions:
             self._telemetry.partitions_revoked(partitions, drained=drained)
 
     async def look_up(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Start]:
-        """Say where each partition begins, and what its former owners left in doubt.
-
-        Waits for brokers that fail meanwhile: another start of this worker would find them no more
-        alive.
-        """
-        return await self._patiently(
-            partial(self._starts, partitions), self._telemetry.look_up_retried
-        )
-
-    async def _starts(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Start]:
-        stored = await self._admin.committed_offsets(self._settings.group_id)
-        beginnings = await self._consumer.beginnings(partitions)
-        commits = {name: stored[name] for name in partitions if name in stored}
-        if self._settings.receipts == "off":
-            return without_receipts(commits, beginnings)
-        counts: dict[str, int] = {}
-        for topic, partition in partitions:
-            counts[topic] = max(partition + 1, counts.get(topic, 0))
-        await self._receipts.ensure_topics(self._admin, counts)
-        return await self._receipts.starts(commits, beginnings)
+        """Say where each partition begins; waits for brokers that fail meanwhile."""
+        return await self._starts.look_up(partitions)
 
     def partitions_assigned(self, starts: Mapping[TopicPartition, Start]) -> None:
         """Begin anew with what the group gave."""
-        self._assignment = object()
         self._handle(PartitionsAssigned(starts, time.time()))
         self._telemetry.partitions_assigned(starts)
 
@@ -409,16 +309,6 @@ class Worker:
 
     def _carry_out(self, command: Command) -> None:
         match command:
-            case SendBatch(batch, attempt):
-                self._begin(self._send(batch, attempt))
-            case ReadRange(batch):
-                self._begin(self._read_range(batch))
-            case WriteDeadLetters():
-                self._begin(self._write_dead_letters(command))
-            case WriteReceipt():
-                self._gather(command)
-            case CommitOffsets(offsets):
-                self._begin(self._commit(offsets))
             case PausePartitions(partitions):
                 self._consumer.pause(partitions)
             case ResumePartitions(partitions):
@@ -426,80 +316,7 @@ class Worker:
             case HaltPartition():
                 self._telemetry.partition_halted(command)
             case _:
-                assert_never(command)
-
-    async def _send(self, batch: Batch, attempt: int) -> None:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        if not self._consumer.is_member:
-            # Somebody else may have the partition by now, and does not know of this attempt.
-            self._handle(AttemptEnded(batch, Deferred("not in touch with the group"), _jitter()))
-            return
-        outcome = await self._pacspace.write(
-            batch.body, idempotency_key=batch.idempotency_key, items_count=batch.items_count
-        )
-        seconds = loop.time() - started
-        self._handle(AttemptEnded(batch, outcome, _jitter()))
-        self._telemetry.attempt_ended(batch, attempt, outcome, seconds)
-        self._telemetry.blocked_now(self._pipeline.blocked)
-
-    async def _read_range(self, batch: Batch) -> None:
-        try:
-            records = await self._ranges.read(
-                batch.partition, batch.first_offset, batch.next_offset
-            )
-        except UnavailableError as error:
-            self._telemetry.range_read_retried(batch, str(error))
-            self._handle(RangeNotRead(batch, _jitter()))
-        else:
-            self._handle(RangeRead(batch, records))
-
-    async def _write_dead_letters(self, command: WriteDeadLetters) -> None:
-        batch, letters = command.batch, command.letters
-        topic = self._settings.dead_letter_topic_for(batch.partition.topic)
-        problem = await self._writer.write_dead_letters(topic, batch.partition, letters)
-        if problem is None:
-            self._handle(DeadLettersWritten(batch))
-            self._telemetry.dead_letters_written(batch, letters, topic)
-        else:
-            self._telemetry.dead_letters_retried(
-                batch, topic, problem.reason, refused=problem.refused
-            )
-            refused = problem.reason if problem.refused else None
-            self._handle(DeadLettersNotWritten(batch, _jitter(), refused))
-
-    def _gather(self, receipt: WriteReceipt) -> None:
-        """Let receipts wait a moment for others: most of their cost is that of each request."""
-        if not self._gathered:
-            asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._write_gathered)
-        self._gathered.setdefault(receipt.batch.partition, []).append(receipt)
-
-    def _write_gathered(self) -> None:
-        gathered, self._gathered = self._gathered, {}
-        for source, receipts in gathered.items():
-            self._begin(self._write_receipts(source, receipts))
-
-    async def _write_receipts(
-        self, source: TopicPartition, receipts: Sequence[WriteReceipt]
-    ) -> None:
-        outcomes = await self._receipts.write(source, receipts)
-        for receipt, written in zip(receipts, outcomes, strict=True):
-            batch = receipt.batch
-            if isinstance(written, int):
-                self._handle(ReceiptWritten(batch, written))
-            else:
-                self._telemetry.receipt_retried(batch, written.reason, refused=written.refused)
-                refused = written.reason if written.refused else None
-                self._handle(ReceiptNotWritten(batch, _jitter(), refused))
-
-    async def _commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
-        problem = await self._consumer.commit(offsets)
-        if problem is None:
-            self._handle(OffsetsCommitted())
-            self._telemetry.offsets_committed(offsets)
-        else:
-            self._handle(CommitFailed(_jitter(), problem.fenced))
-            self._telemetry.commit_failed(problem.reason)
+                self._errands.begin(command)
 
     def _set_timer(self, now: float) -> None:
         wake_at = self._pipeline.wake_at()
@@ -517,28 +334,10 @@ class Worker:
         self._wake_at = self._timer = None
         self._handle(Tick())
 
-    # -- tasks ----------------------------------------------------------------------------------
-
-    def _begin(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            self._fail(error)
-
     def _fail(self, error: BaseException) -> None:
         """End the run because of a bug: what is not committed is safe, what goes on is not."""
         self._failure = self._failure or error
         self._stop.set()
-
-    def _cancel_tasks(self) -> None:
-        self._gathered.clear()
-        for task in self._tasks:
-            task.cancel()
 
 
 async def run_worker(settings: Settings) -> None:
@@ -557,7 +356,3 @@ async def run_worker(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     await worker.run()
-
-
-def _jitter() -> float:
-    return random.random()  # noqa: S311 -- spreads retries, guards nothing

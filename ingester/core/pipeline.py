@@ -70,7 +70,8 @@ class Pipeline:
         self._limits = limits
         self._decode = decode
         self._namespace = namespace  # of the keys, for what is to be counted once more
-        self._epoch = 0
+        self.epoch = 0
+        """One more with each assignment, and with each partition that is reopened."""
         self._partitions: dict[TopicPartition, Partition] = {}
         self._open = OpenBatches(limits.batch.linger_seconds)
         self._dispatcher = Dispatcher(limits)
@@ -98,7 +99,7 @@ class Pipeline:
     @property
     def assigned(self) -> bool:
         """Whether the group has given this worker its share, be it none, and not taken it back."""
-        return self._epoch > 0 and not self._revoking
+        return self.epoch > 0 and not self._revoking
 
     @property
     def in_flight(self) -> int:
@@ -205,7 +206,7 @@ class Pipeline:
 
     def _assigned(self, fact: PartitionsAssigned, now: float, commands: list[Command]) -> None:
         assert not self._partitions, "an assignment follows the revocation of everything"
-        self._epoch += 1
+        self.epoch += 1
         self._revoking = False
         self._wall_offset = fact.wall_seconds - now
         for name, start in fact.partitions.items():
@@ -214,7 +215,7 @@ class Pipeline:
     def _reopened(self, fact: PartitionReopened, now: float, commands: list[Command]) -> None:
         if not self.may_be_reopened(fact.partition):
             return
-        self._epoch += 1  # what is still to come of the time before is nobody's
+        self.epoch += 1  # what is still to come of the time before is nobody's
         self._wall_offset = fact.wall_seconds - now
         commands.append(ResumePartitions(frozenset({fact.partition})))
         self._begin(fact.partition, fact.start, now, commands)
@@ -224,7 +225,7 @@ class Pipeline:
     ) -> None:
         part = self._partitions[name] = Partition.begin(
             name,
-            self._epoch,
+            self.epoch,
             start,
             limits=self._limits,
             decode=self._decode,
