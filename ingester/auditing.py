@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ingester.books import Extents, dead_letters, extents, notes
@@ -56,17 +56,22 @@ class Audit:
 
 
 class Auditor:
-    """Reads for one audit; `keys` restricts the sums, None is all of them."""
+    """Reads for one audit; `keys` restricts the sums, None is all of them.
+
+    `watch` is shown each receipt of a source's records that is not forced.
+    """
 
     def __init__(
         self,
         settings: DoubtSettings,
         scope: Collection[TopicPartition] | None,
         keys: Collection[str] | None,
+        watch: Callable[[TopicPartition, Receipt], None] = lambda _, __: None,
     ) -> None:
         self._settings = settings
         self._scope = scope
         self._keys = keys
+        self._watch = watch
         self._letter_topics = set(map(settings.dead_letter_topic_for, settings.topics))
         self._sources = {*settings.topics, *self._letter_topics}
 
@@ -140,6 +145,8 @@ class Auditor:
         async for entry in notes(self._settings, audit.books, self._sources, foreign=audit.foreign):
             partition = audit.partitions.get(entry.source)
             note = entry.note
+            if partition is not None and isinstance(note, Receipt) and not note.forced:
+                self._watch(entry.source, note)
             if partition is not None and not partition.add(entry.offset, note):
                 continue
             if not isinstance(note, Receipt):

@@ -29,6 +29,7 @@ _MODULES: Final[Mapping[str, str]] = {
     "replay": "ingester.replay",
     "status": "ingester.status",
     "reconcile": "ingester.reconcile",
+    "statement": "ingester.statement",
     "resolve": "ingester.resolve",
     "dlq": "ingester.dlq",
     "simulate": "ingester.simulator.command",

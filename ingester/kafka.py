@@ -126,11 +126,29 @@ async def offsets_since(
     asked = {aiokafka.TopicPartition(*name): max(0, moments[name]) for name in moments}
     async with _reader(settings) as reader:
         found = await reader.offsets_for_times(asked)
+        begins = await reader.beginning_offsets(list(asked))
         ends = await reader.end_offsets(list(asked))
-    return {
-        TopicPartition(*name): there.offset if (there := found[name]) else ends[name]
-        for name in ends
-    }
+        offsets = {name: there.offset if there else ends[name] for name, there in found.items()}
+        for name, there in found.items():
+            # Where the first such record is lost to retention, brokers find none behind it.
+            if there is None and 0 < begins[name] < ends[name]:
+                span = (begins[name], ends[name])
+                offsets[name] = await _first_since(reader, name, span, asked[name])
+    return {TopicPartition(*name): offset for name, offset in offsets.items()}
+
+
+async def _first_since(
+    reader: AIOKafkaConsumer, name: aiokafka.TopicPartition, span: tuple[int, int], moment: int
+) -> int:
+    """Look for a record of a moment or later, one by one."""
+    reader.assign([name])
+    reader.seek(name, span[0])
+    while await reader.position(name) < span[1]:
+        for records in (await reader.getmany(name, timeout_ms=int(POLL_SECONDS * 1000))).values():
+            for record in records:
+                if record.timestamp >= moment:
+                    return int(record.offset)
+    return span[1]
 
 
 async def offsets_by(

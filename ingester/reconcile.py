@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated
 
 import msgspec
@@ -14,32 +14,17 @@ import typer
 
 from ingester.arguments import AsJson, ConfigFile
 from ingester.auditing import Audit, Auditor, under_way
-from ingester.balances import read_balances
-from ingester.books import notes
+from ingester.comparison import AuditSettings, Comparison, trails
 from ingester.config import load
-from ingester.core.audit import Finding, KeyTrail
-from ingester.core.batch import Batch
-from ingester.core.intent import Intent
-from ingester.core.receipt import Receipt
 from ingester.core.record import TopicPartition
-from ingester.doubts import DoubtSettings, Standing, standings
+from ingester.doubts import Standing, standings
 from ingester.errors import EXIT_MISMATCH, EXIT_OK, EXIT_PENDING, ConfigurationError, UsageError
 from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
-from ingester.pacspace import PATHLESS_KEYS, Balance, UnknownKey
-from ingester.progress import bar
-from ingester.reconcile_report import KeyResult, Reconciliation, document, doubt, lines
-from ingester.settings import PacspaceSettings
+from ingester.pacspace import PATHLESS_KEYS
+from ingester.reconcile_report import Reconciliation, document, lines
 
 _SCOPE = re.compile(r"(?P<topic>[^:]+)(:(?P<partition>\d{1,9}))?", re.ASCII)
-_LOOKS_MAX = 3  # at what differs, while receipts keep coming
-_TRAILS_MAX = 100
 _EXIT_CODES = {"agreed": EXIT_OK, "discrepancy": EXIT_MISMATCH, "pending": EXIT_PENDING}
-
-UnderWay = Mapping[tuple[TopicPartition, Intent], Batch | None]
-
-
-class ReconcileSettings(DoubtSettings, PacspaceSettings):
-    """Where a group keeps what it has settled, and whom to ask for balances."""
 
 
 def reconcile(
@@ -86,7 +71,7 @@ def reconcile(
     command line, or the group has committed nothing; 69 Kafka or PacSpace cannot be reached, or
     there are no receipts; 77 one of them refuses the credentials; 78 the settings.
     """
-    settings = load(ReconcileSettings, environ=os.environ, config_file=config).settings
+    settings = load(AuditSettings, environ=os.environ, config_file=config).settings
     if settings.receipts == "off":
         raise ConfigurationError(
             "INGESTER_RECEIPTS is off: nothing is written that Kafka and PacSpace could be compared"
@@ -102,7 +87,7 @@ def reconcile(
         raise typer.Exit(code)
 
 
-def _parse(settings: ReconcileSettings, scope: str) -> tuple[str, int | None]:
+def _parse(settings: AuditSettings, scope: str) -> tuple[str, int | None]:
     found = _SCOPE.fullmatch(scope)
     if found is None:
         raise UsageError(f"{scope!r} should be TOPIC or TOPIC:PARTITION")
@@ -114,7 +99,7 @@ def _parse(settings: ReconcileSettings, scope: str) -> tuple[str, int | None]:
 
 
 async def _reconcile(
-    settings: ReconcileSettings,
+    settings: AuditSettings,
     asked: Sequence[tuple[str, int | None]],
     keys: Sequence[str] | None,
     account: str | None,
@@ -137,7 +122,7 @@ async def _reconcile(
         compared.doubts,
         compared.agreed,
         results,
-        await _trails(settings, audit, results),
+        await trails(settings, audit, results),
         halts=[
             f"{each.name}: {each.start.halt_reason}" for each in found if each.start.halt_reason
         ],
@@ -146,7 +131,7 @@ async def _reconcile(
 
 
 def _scoped(
-    settings: ReconcileSettings,
+    settings: AuditSettings,
     found: Sequence[Standing],
     asked: Sequence[tuple[str, int | None]],
 ) -> Collection[TopicPartition] | None:
@@ -175,96 +160,3 @@ def _keys_of(
         return list(dict.fromkeys(keys))
     known = dict.fromkeys([*audit.bits, *(audit.log_bits or ())])
     return [key for key in known if scope is None or key in audit.keys_in_scope]
-
-
-class Comparison:
-    """Of what the books say of each key with its balance; only what does not agree is kept."""
-
-    def __init__(
-        self, settings: ReconcileSettings, auditor: Auditor, audit: Audit, account: str | None
-    ) -> None:
-        self._settings = settings
-        self._auditor = auditor
-        self._audit = audit
-        self._account = account
-        self.agreed = 0
-        self.results: dict[str, KeyResult] = {}
-        self.doubts: list[Finding] = []
-
-    async def compare(self, keys: Sequence[str], before: UnderWay) -> None:
-        """Read all balances, and again those that differ while there is news of them."""
-        await self._read(keys)
-        now: UnderWay = {}
-        for look in range(_LOOKS_MAX):
-            receipts = await self._auditor.catch_up(self._audit)
-            now = await self._under_way()
-            self._excuse(receipts, now)
-            again = [key for key, each in self.results.items() if each.may_settle]
-            if not receipts or not again or look + 1 == _LOOKS_MAX:
-                break
-            for key in again:
-                del self.results[key]
-            await self._read(again)
-        self.doubts = [doubt(*each, now[each]) for each in now if each in before]
-
-    async def _under_way(self) -> UnderWay:
-        replays = {name for audit in self._audit.partitions.values() for name in audit.open_replays}
-        return await under_way(self._settings, replays)
-
-    async def _read(self, keys: Sequence[str]) -> None:
-        askable = [key for key in keys if key not in PATHLESS_KEYS]
-        with bar("balances read", len(askable)) as advance:
-
-            def take(key: str, balance: Balance | UnknownKey) -> None:
-                advance(1)
-                self._take(key, balance)
-
-            await read_balances(self._settings, askable, take)
-
-    def _take(self, key: str, balance: Balance | UnknownKey) -> None:
-        audit = self._audit
-        known = balance if isinstance(balance, Balance) else None
-        if known is not None and self._account not in {None, known.account_id}:
-            return
-        result = KeyResult(
-            key,
-            known.account_id if known else None,
-            audit.bits.get(key, 0),
-            None if audit.log_bits is None else audit.log_bits.get(key, 0),
-            known.current_bits if known else None,
-            known.verified if known else False,
-        )
-        if result.status == "agreed":
-            self.agreed += 1
-        else:
-            self.results[key] = result
-
-    def _excuse(self, receipts: Sequence[Receipt], now: UnderWay) -> None:
-        """Widen what each key may differ by, and count what has come to be receipted."""
-        moved = [receipt.bits_by_key for receipt in receipts]
-        moved += [batch.bits_by_key for batch in now.values() if batch is not None]
-        for bits_by_key in moved:
-            for key in bits_by_key.keys() & self.results.keys():
-                self.results[key] = self.results[key].widened(bits_by_key[key])
-        sums = [self._audit.bits, self._audit.log_bits or {}]
-        for receipt in receipts:
-            for key, bits in receipt.bits_by_key.items():
-                for each in sums:
-                    if key in each:
-                        each[key] += bits
-
-
-async def _trails(
-    settings: ReconcileSettings, audit: Audit, results: Sequence[KeyResult]
-) -> Mapping[str, KeyTrail]:
-    """Read all receipts once more, for those of the keys that differ."""
-    differing = [each for each in results if each.status in {"mismatch", "unknown_key"}]
-    trails = {each.key: KeyTrail(each.key, each.difference) for each in differing[:_TRAILS_MAX]}
-    if not trails:
-        return trails
-    topics = {*settings.topics, *map(settings.dead_letter_topic_for, settings.topics)}
-    async for entry in notes(settings, audit.books, topics):
-        if isinstance(entry.note, Receipt):
-            for key in entry.note.bits_by_key.keys() & trails.keys():
-                trails[key].add(entry.note)
-    return trails

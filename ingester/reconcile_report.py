@@ -4,62 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from ingester.auditing import Audit
-from ingester.core.audit import (
-    DISCREPANCIES,
-    Agreement,
-    Finding,
-    KeyTrail,
-    Slack,
-    agreement_of,
-)
-from ingester.core.batch import Batch
-from ingester.core.intent import Intent, Range
+from ingester.core.agreement import KeyResult, KeyTrail
+from ingester.core.audit import DISCREPANCIES, Finding
+from ingester.core.intent import Range
 from ingester.core.ranges import intersected, length
 from ingester.core.record import TopicPartition
 from ingester.doubt_report import shown
 from ingester.tables import Table, harmless
 
 _SHOWN_MAX: Final = 50  # findings, and keys; --json has all
-
-
-class KeyResult(NamedTuple):
-    """What there is of one key on each side."""
-
-    key: str
-    account: str | None
-    """The one that PacSpace names."""
-    receipts: int
-    log: int | None
-    """What the log adds up to; None where it was not read."""
-    balance: int | None
-    """None for a key that PacSpace does not know."""
-    verified: bool
-    slack: Slack = Slack()
-
-    def widened(self, bits: int) -> KeyResult:
-        """Allow for a batch that is, or was meanwhile, under way."""
-        return self._replace(slack=self.slack.widened(bits))
-
-    @property
-    def difference(self) -> int:
-        """PacSpace's less that of the receipts."""
-        return (self.balance or 0) - self.receipts
-
-    @property
-    def status(self) -> Agreement:
-        """Whether it agrees; so must receipts and log, where that was read."""
-        if self.log is not None and self.log != self.receipts:
-            return "mismatch"
-        return agreement_of(self.receipts, self.balance, verified=self.verified, slack=self.slack)
-
-    @property
-    def may_settle(self) -> bool:
-        """Whether a look at the balance may find that it agrees by now."""
-        return self.balance is not None and self.balance != self.receipts
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +49,6 @@ class Reconciliation:
         if kinds & DISCREPANCIES or statuses & {"mismatch", "unknown_key"}:
             return "discrepancy"
         return "pending" if statuses or "in_doubt" in kinds or self.halts else "agreed"
-
-
-def doubt(name: TopicPartition, intent: Intent, batch: Batch | None) -> Finding:
-    """Say what is known of a batch in doubt."""
-    since = datetime.fromtimestamp(intent.intended_at, UTC).isoformat()
-    holds = (
-        f"{batch.items_count} items, {batch.bits} bits" if batch else "it cannot be formed again"
-    )
-    return Finding(
-        "in_doubt",
-        name,
-        intent.range,
-        f"intended at {since}, without a receipt: {holds}; `ingester resolve {name}` shows it",
-    )
 
 
 def lines(found: Reconciliation) -> Iterator[str]:

@@ -33,7 +33,6 @@ DISCREPANCIES: frozenset[FindingKind] = frozenset(
 )
 """What should not be. In doubt is what will be known later; the others are remarks."""
 
-_SUSPECTS_MAX = 10  # of one key: enough to look at
 _first = itemgetter(0)
 _next = itemgetter(1)
 
@@ -252,76 +251,3 @@ class Disputes:
 
 def _shown(claim: _Claim) -> str:
     return f"[{claim.range[0]},{claim.range[1]}) as {claim.batch_id or 'no batch'}"
-
-
-class Slack(NamedTuple):
-    """By how much a balance may differ from the receipts because of what is under way."""
-
-    least: int = 0
-    most: int = 0
-
-    def widened(self, bits: int) -> Slack:
-        """Allow for one more batch that may have been counted or not."""
-        return Slack(self.least + min(0, bits), self.most + max(0, bits))
-
-    def allows(self, difference: int) -> bool:
-        """Whether what is under way can be the reason."""
-        return self.least <= difference <= self.most
-
-
-Agreement = Literal["agreed", "pending", "mismatch", "unknown_key"]
-
-
-def agreement_of(expected: int, balance: int | None, *, verified: bool, slack: Slack) -> Agreement:
-    """Compare what receipts add up to with a balance, which is None where PacSpace has none."""
-    if balance is None:
-        return "unknown_key"
-    if balance != expected:
-        return "pending" if not verified or slack.allows(balance - expected) else "mismatch"
-    return "agreed" if verified else "pending"
-
-
-class Suspect(NamedTuple):
-    """A receipt that a difference may come from, and why."""
-
-    partition: TopicPartition
-    range: Range
-    bits: int
-    """Those of the key in question."""
-    reason: str
-
-
-@dataclass(slots=True)
-class KeyTrail:
-    """Where a key occurs, and which receipts can be why its balance differs."""
-
-    key: str
-    difference: int
-    """PacSpace's less the receipts'."""
-    extents: dict[TopicPartition, Range] = field(default_factory=dict)
-    """From its first receipt to its last."""
-    receipts: int = 0
-    suspects: list[Suspect] = field(default_factory=list)
-
-    def add(self, receipt: Receipt) -> None:
-        """Take a receipt that names the key."""
-        name = TopicPartition(receipt.topic, receipt.partition)
-        range_ = (receipt.first_offset, receipt.next_offset)
-        known = self.extents.get(name, range_)
-        self.extents[name] = (min(known[0], range_[0]), max(known[1], range_[1]))
-        self.receipts += 1
-        bits = receipt.bits_by_key[self.key]
-        reason = self._reason(receipt, bits)
-        if reason is not None and len(self.suspects) < _SUSPECTS_MAX:
-            self.suspects.append(Suspect(name, range_, bits, reason))
-
-    def _reason(self, receipt: Receipt, bits: int) -> str | None:
-        if bits == self.difference and receipt.in_doubt:
-            return "holds as much, and may have been applied before it was acknowledged"
-        if bits == -self.difference:
-            return "holds as much as PacSpace lacks"
-        if bits == self.difference:
-            return "holds as much as PacSpace has too much"
-        if receipt.in_doubt:
-            return "may have been applied before it was acknowledged"
-        return None

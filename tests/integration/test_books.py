@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from aiokafka import TopicPartition as ClientPartition
+from aiokafka.admin import RecordsToDelete
+
 from ingester.books import dead_letters, extents, notes
 from ingester.core.deadletter import Origin
 from ingester.core.record import TopicPartition
+from ingester.kafka import offsets_since
 from ingester.kafka_range import stream
 from ingester.local_kafka import LocalKafka
 from ingester.settings import LedgerSettings
 from tests.conftest import TopicFactory
 from tests.support.bookkeeping import dead_letter_headers, receipt
-from tests.support.kafka import produce
+from tests.support.kafka import admin, produce
 from tests.support.unreadable import produce_unreadable
 
 
@@ -90,3 +94,24 @@ async def test_ranges_are_streamed_past_what_cannot_be_read(
         found[place.partition] += [record.value for record in records]
 
     assert found == {0: [b"%d" % number for number in range(100, 1100)], 1: [b"a", b"b", b"e"]}
+
+
+async def test_times_are_found_in_a_log_that_has_lost_its_beginning(
+    kafka: LocalKafka, topic: TopicFactory
+) -> None:
+    """The first of a moment or later, even where brokers find nothing."""
+    name, servers = await topic(), kafka.bootstrap_servers
+    for number in range(6):
+        await produce(servers, name, [b"x"], partition=0, timestamp_ms=1000 * (number + 1))
+    where = TopicPartition(name, 0)
+
+    async def since(*moments: int) -> list[int]:
+        return [
+            (await offsets_since(settings(kafka, name), {where: each}))[where] for each in moments
+        ]
+
+    assert await since(0, 1000, 1001, 5000, 9000) == [0, 0, 1, 4, 6]
+    async with admin(servers) as client:
+        deleted = {ClientPartition(name, 0): RecordsToDelete(before_offset=3)}
+        await client.delete_records(deleted)
+    assert await since(0, 1000, 4000, 4001, 5000, 9000) == [3, 3, 3, 4, 4, 6]

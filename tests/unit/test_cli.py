@@ -25,6 +25,7 @@ def test_no_summary_is_cut() -> None:
         "explain",
         "replay",
         "reconcile",
+        "statement",
         "balance",
         "status",
         "resolve",

@@ -6,15 +6,7 @@ from typing import Any
 
 import pytest
 
-from ingester.core.audit import (
-    Agreement,
-    DeadOffsets,
-    Disputes,
-    KeyTrail,
-    PartitionAudit,
-    Slack,
-    agreement_of,
-)
+from ingester.core.audit import DeadOffsets, Disputes, PartitionAudit
 from ingester.core.intent import Range
 from ingester.core.receipt import Note, Receipt, Replay, Resolution
 from ingester.core.record import TopicPartition
@@ -174,42 +166,3 @@ def test_replays_are_open_until_they_end() -> None:
 
     assert list(audited([started])[0].open_replays) == ["july"]
     assert list(audited([started, ended])[0].open_replays) == []
-
-
-@pytest.mark.parametrize(
-    ("balance", "verified", "slack", "agreement"),
-    [
-        (100, True, Slack(), "agreed"),
-        (100, False, Slack(), "pending"),
-        (None, False, Slack(), "unknown_key"),
-        (101, True, Slack(), "mismatch"),
-        (101, False, Slack(), "pending"),
-        (110, True, Slack().widened(10), "pending"),
-        (105, True, Slack().widened(10), "pending"),
-        (111, True, Slack().widened(10), "mismatch"),
-        (99, True, Slack().widened(10), "mismatch"),
-        (95, True, Slack().widened(10).widened(-5), "pending"),
-        (94, True, Slack().widened(10).widened(-5), "mismatch"),
-    ],
-)
-def test_a_balance_agrees_waits_or_differs(
-    balance: int | None, verified: bool, slack: Slack, agreement: Agreement
-) -> None:
-    """What is under way explains a difference that it equals, or that lies within it."""
-    assert agreement_of(100, balance, verified=verified, slack=slack) == agreement
-
-
-def test_a_trail_leads_to_what_may_be_the_reason() -> None:
-    """First and last offset of each partition, and the receipts that hold as much."""
-    trail = KeyTrail("k", difference=7)
-    trail.add(receipt(10, 20, bits_by_key={"k": 7}, in_doubt=True))
-    trail.add(receipt(0, 10, bits_by_key={"k": 8}))
-    trail.add(receipt(0, 5, bits_by_key={"k": -7}, partition=3))
-
-    assert trail.extents == {NAME: (0, 20), TopicPartition("usage", 3): (0, 5)}
-    assert [(each.partition.partition, each.range) for each in trail.suspects] == [
-        (0, (10, 20)),
-        (3, (0, 5)),
-    ]
-    assert "may have been applied before" in trail.suspects[0].reason
-    assert trail.suspects[1].reason.endswith("as PacSpace lacks")

@@ -1,0 +1,167 @@
+"""`ingester statement`: what one account has used in a period, with its proof; changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections import defaultdict
+from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
+import typer
+
+from ingester.arguments import AsJson, ConfigFile, moment
+from ingester.auditing import Audit, Auditor, under_way
+from ingester.comparison import AuditSettings, Comparison
+from ingester.config import load
+from ingester.core.event import event_decoder
+from ingester.core.letters import Choice, SourceOffsets
+from ingester.core.receipt import Receipt
+from ingester.core.record import TopicPartition
+from ingester.core.statement import Occasion, Settlement, Settlements, Statement
+from ingester.doubts import standings
+from ingester.errors import EXIT_MISMATCH, EXIT_OK, EXIT_PENDING, ConfigurationError, UsageError
+from ingester.kafka import offsets_since
+from ingester.kafka_range import RangeReader, stream
+from ingester.letters import Letters
+from ingester.progress import bar
+from ingester.statement_report import Account, document, lines, rows, write_csv
+
+_EXIT_CODES = {"agreed": EXIT_OK, "discrepancy": EXIT_MISMATCH, "pending": EXIT_PENDING}
+
+
+def statement(
+    account: Annotated[
+        str, typer.Option(metavar="ACCOUNT", help="The account, as the events name it.")
+    ],
+    begin: Annotated[
+        datetime,
+        typer.Option("--from", metavar="TIME", parser=moment, help="Where the period begins."),
+    ],
+    end: Annotated[
+        datetime,
+        typer.Option(
+            "--to", metavar="TIME", parser=moment, help="Where it ends: this moment is outside."
+        ),
+    ],
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the lines as CSV.")] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what one account has used in a period.
+
+    A line for each key: events and bits that are settled, in how many batches and when, where the
+    first and the last event is, and whether PacSpace's balance of the key is what all receipts add
+    up to. An event's time is its record's. Who used what is in the records alone, not in the
+    receipts: what retention has taken from the log cannot be stated, and it is said so.
+
+    \b
+    Examples:
+      ingester statement --account acme --from 2025-06-01 --to 2025-07-01
+      ingester statement --account acme --from 2025-06-01 --to 2025-07-01 --csv > acme-2025-06.csv
+      ingester statement --account acme --from 2025-06-10T00:00:00Z --to 2025-06-11T00:00:00Z --json
+
+    Exit codes: 0 complete, and both parties agree; 1 incomplete, or a key's balance differs; 2 some
+    of it is not settled or not verified yet; 64 the command line; 69 Kafka or PacSpace cannot be
+    reached, or there are no receipts; 77 one of them refuses the credentials; 78 the settings.
+    """
+    if begin >= end:
+        raise UsageError(f"the period is empty: --from {begin.isoformat()} --to {end.isoformat()}")
+    if begin > datetime.now(UTC):
+        raise UsageError(f"the period has not begun: --from {begin.isoformat()} is in the future")
+    if as_csv and as_json:
+        raise UsageError("name one of --csv and --json")
+    settings = load(AuditSettings, environ=os.environ, config_file=config).settings
+    if settings.receipts == "off":
+        raise ConfigurationError(
+            "INGESTER_RECEIPTS is off: nothing is written that proves what is settled."
+        )
+    found = asyncio.run(_stated(settings, account, begin, end))
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode(document(found)) + b"\n")
+    elif as_csv:
+        write_csv(rows(found), sys.stdout)
+    else:
+        sys.stdout.write("\n".join(lines(found)) + "\n")
+    if as_csv:
+        sys.stderr.writelines(f"{remark}\n" for remark in found.remarks)
+    if code := _EXIT_CODES[found.verdict]:
+        raise typer.Exit(code)
+
+
+async def _stated(settings: AuditSettings, account: str, begin: datetime, end: datetime) -> Account:
+    settlements: defaultdict[TopicPartition, Settlements] = defaultdict(Settlements)
+
+    def watch(source: TopicPartition, receipt: Receipt) -> None:
+        settled_at = datetime.fromisoformat(receipt.settled_at)
+        settlements[source].add(
+            Settlement(receipt.first_offset, receipt.next_offset, _milliseconds(settled_at))
+        )
+
+    found = await standings(settings, settings.topics)
+    before = await under_way(settings, ())
+    auditor = Auditor(settings, None, None, watch)
+    audit = await auditor.audit(found, from_topic=False)
+    for each in settlements.values():
+        each.sort()
+    stated = Statement(account, _milliseconds(begin), _milliseconds(end))
+    lost = await _read(settings, stated, audit, settlements)
+    compared = Comparison(settings, auditor, audit, None)
+    await compared.compare(list(stated.lines), before)
+    return Account(stated, audit.bits, compared.results, audit.findings, lost, datetime.now(UTC))
+
+
+async def _read(
+    settings: AuditSettings,
+    stated: Statement,
+    audit: Audit,
+    settlements: defaultdict[TopicPartition, Settlements],
+) -> list[str]:
+    """Take the events of the period from the log; return where some may be missing."""
+    decode = event_decoder(settings.unknown_members)
+    dead = SourceOffsets()
+    async for letter in (await Letters.open(settings)).read(Choice(redriven=False)):
+        dead.add(letter.origin.partition, letter.origin.offset)
+    since = await offsets_since(settings, dict.fromkeys(audit.logs, stated.begin_ms))
+    extents = {name: (max(since[name], audit.logs[name][0]), audit.logs[name][1]) for name in since}
+    with bar("records read", sum(end - at for at, end in extents.values())) as advance:
+        async for name, records in stream(settings, extents):
+            for record in records:
+                if not stated.covers(record.timestamp):
+                    continue
+                decoded = decode(record.value)
+                if not isinstance(decoded, tuple) or decoded[0].accountId != stated.account:
+                    continue
+                stated.add(
+                    decoded[0],
+                    Occasion(record.timestamp, name, record.offset),
+                    settlements[name].of(record.offset),
+                    dead=dead.holds(name, record.offset),
+                )
+            advance(len(records))
+    return [
+        f"the log of {name} begins at offset {begins}: retention has taken what was before, and"
+        " some of that may be of this period"
+        for name, (begins, ends) in audit.logs.items()
+        if 0 < begins == since[name] and await _begins_within(settings, stated, name, begins, ends)
+    ]
+
+
+async def _begins_within(
+    settings: AuditSettings, stated: Statement, name: TopicPartition, begins: int, ends: int
+) -> bool:
+    """Whether nothing in the log is older than the period: what is gone may have been of it."""
+    if begins == ends:
+        return True
+    reader = RangeReader(settings)
+    try:
+        first = await reader.read(name, begins, min(ends, begins + 1))
+    finally:
+        await reader.stop()
+    return not first or first[0].timestamp >= stated.begin_ms
+
+
+def _milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)

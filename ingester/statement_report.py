@@ -1,0 +1,175 @@
+"""How a statement is told: a table or CSV for people, a document for programs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Literal, TextIO
+
+from ingester.core.agreement import Agreement, KeyResult
+from ingester.core.audit import DISCREPANCIES, Finding
+from ingester.core.statement import Line, Statement, Tally
+from ingester.tables import Table, harmless
+
+_COLUMNS: Final = (
+    "key",
+    "events",
+    "bits",
+    "batches",
+    "first_event",
+    "last_event",
+    "first_settled_at",
+    "last_settled_at",
+    "balance",
+    "agreement",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A statement with what proves it."""
+
+    statement: Statement
+    bits: Mapping[str, int]
+    """By key, whenever it was: what all receipts add up to."""
+    results: Mapping[str, KeyResult]
+    """Keys whose balance does not agree."""
+    findings: Sequence[Finding]
+    """What is wrong with the receipts altogether."""
+    lost: Sequence[str]
+    """Where retention may have taken events of the period."""
+    made_at: datetime
+
+    @property
+    def verdict(self) -> Literal["agreed", "discrepancy", "pending"]:
+        """The worst of all."""
+        statuses = {each.status for each in self.results.values()}
+        if self.lost or statuses & {"mismatch", "unknown_key"}:
+            return "discrepancy"
+        return "pending" if statuses or self.statement.waiting.events else "agreed"
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What a reader has to know beside the lines."""
+        statement = self.statement
+        said = [f"Incomplete: {each}." for each in self.lost]
+        if statement.waiting.events:
+            said.append(f"Not settled yet, and in no line: {_counted(statement.waiting)}.")
+        if statement.refused.events:
+            said.append(
+                f"In the dead-letter topic, and in no line: {_counted(statement.refused)};"
+                " `ingester dlq list` shows them."
+            )
+        if any(each.kind in DISCREPANCIES for each in self.findings):
+            said.append(
+                "The receipts do not cover each record once: `ingester reconcile` says where."
+            )
+        if statement.end_ms > self.made_at.timestamp() * 1000:
+            said.append("The period has not ended yet.")
+        return said
+
+    def agreement_on(self, key: str) -> Agreement:
+        """Whether PacSpace's balance of a key is what its receipts add up to."""
+        result = self.results.get(key)
+        return result.status if result else "agreed"
+
+    def balance_of(self, key: str) -> int | None:
+        """What PacSpace has of a key, whenever it was."""
+        result = self.results.get(key)
+        return result.balance if result else self.bits[key]
+
+    @property
+    def lines(self) -> Sequence[Line]:
+        """Those of the statement, by key."""
+        return [line for _, line in sorted(self.statement.lines.items())]
+
+
+def _counted(tally: Tally) -> str:
+    return f"{tally.events} events, {tally.bits} bits"
+
+
+def lines(found: Account) -> Iterator[str]:
+    """Say it as a table with its totals, then what is to be known beside it."""
+    statement = found.statement
+    period = f"{_moment(statement.begin_ms)} to {_moment(statement.end_ms)}"
+    yield f"Statement of {harmless(statement.account)}, {period}, made at {_second(found.made_at)}"
+    yield ""
+    totals = statement.totals
+    table = [[harmless(cell) for cell in row] for row in rows(found)]
+    total = ["TOTAL", str(totals.events), str(totals.bits), *[""] * (len(_COLUMNS) - 3)]
+    headings = [name.replace("_", " ").upper() for name in _COLUMNS]
+    yield from Table(headings).lines([*table, total])
+    yield ""
+    yield from found.remarks
+    if found.verdict == "agreed":
+        yield "Complete, and both parties agree on the balance of each key."
+    elif found.results:
+        yield "The balances do not all agree (yet): `ingester reconcile` says more."
+
+
+def rows(found: Account) -> Iterator[list[str]]:
+    """One for each key; the balance is that of all time, and so is the agreement."""
+    for line in found.lines:
+        balance = found.balance_of(line.key)
+        yield [
+            line.key,
+            str(line.events),
+            str(line.bits),
+            str(line.batches),
+            str(line.first),
+            str(line.last),
+            _moment(line.first_settled_at_ms),
+            _moment(line.last_settled_at_ms),
+            "" if balance is None else str(balance),
+            found.agreement_on(line.key),
+        ]
+
+
+def write_csv(table: Iterator[list[str]], out: TextIO) -> None:
+    """Write the rows below their headings."""
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows(table)
+
+
+def _moment(milliseconds: int) -> str:
+    return _second(datetime.fromtimestamp(milliseconds / 1000, UTC))
+
+
+def _second(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def document(found: Account) -> dict[str, object]:
+    """Everything for a program."""
+    statement = found.statement
+    totals = statement.totals
+    return {
+        "accountId": statement.account,
+        "from": _moment(statement.begin_ms),
+        "to": _moment(statement.end_ms),
+        "madeAt": _second(found.made_at),
+        "verdict": found.verdict,
+        "complete": not found.lost,
+        "lines": [
+            {
+                "key": line.key,
+                "events": line.events,
+                "bits": line.bits,
+                "batches": line.batches,
+                "firstEvent": str(line.first),
+                "lastEvent": str(line.last),
+                "firstSettledAt": _moment(line.first_settled_at_ms),
+                "lastSettledAt": _moment(line.last_settled_at_ms),
+                "currentBits": found.balance_of(line.key),
+                "agreement": found.agreement_on(line.key),
+            }
+            for line in found.lines
+        ],
+        "totals": {"events": totals.events, "bits": totals.bits},
+        "waiting": {"events": statement.waiting.events, "bits": statement.waiting.bits},
+        "deadLetters": {"events": statement.refused.events, "bits": statement.refused.bits},
+        "remarks": found.remarks,
+    }

@@ -1,0 +1,171 @@
+"""`ingester statement`: what one account used in a period, with its proof."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import RecordsToDelete
+
+from tests.conftest import TopicFactory
+from tests.support.kafka import admin, produce
+from tests.support.processes import Ingesters
+from tests.support.simulator import Simulator
+from tests.support.workers import Event, Group
+
+GroupOf = Callable[..., Group]
+State = Callable[..., subprocess.CompletedProcess[str]]
+JUNE = ("--account", "acme", "--from", "2025-06-01", "--to", "2025-07-01")
+
+
+def event(key: str, account: str, bits: int) -> Event:
+    return {"key": key, "accountId": account, "bits": bits}
+
+
+def moment(text: str) -> int:
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1000)
+
+
+@pytest.fixture
+def state(ingesters: Ingesters) -> State:
+    """Runs `ingester statement` with a group's settings."""
+
+    def run(
+        group: Group, *arguments: str, exit_code: int = 0, **settings: str
+    ) -> subprocess.CompletedProcess[str]:
+        ended = ingesters.run("statement", *arguments, settings=group.settings(**settings))
+        assert ended.returncode == exit_code, ended.stdout + ended.stderr
+        assert "Traceback" not in ended.stderr
+        return ended
+
+    return run
+
+
+def told(state: State, group: Group, *arguments: str, **more: Any) -> dict[str, Any]:
+    return dict(json.loads(state(group, *JUNE, "--json", *arguments, **more).stdout))
+
+
+@pytest.fixture
+async def settled(group_of: GroupOf, topic: TopicFactory, simulator: Simulator) -> Group:
+    """Records of May, June and July of two accounts, one of them refused, settled."""
+    simulator.add_faults(
+        {"match": {"key": "acme-bad"}, "effect": {"kind": "refuse", "message": "no such key"}}
+    )
+    group = group_of(await topic(2))
+    (name,) = group.topics
+    records = [
+        ("2025-05-31T23:59:59.999", 0, event("acme-api", "acme", 1)),
+        ("2025-06-01T00:00:00", 0, event("acme-api", "acme", 10)),
+        ("2025-06-10T00:00:00", 0, event("other", "umbrella", 1000)),
+        ("2025-06-20T00:00:00", 0, event("acme-storage", "acme", 7)),
+        ("2025-06-20T00:00:00", 0, event("acme-bad", "acme", 5)),
+        ("2025-06-30T23:59:59.999", 0, event("acme-api", "acme", -3)),
+        ("2025-07-01T00:00:00", 0, event("acme-api", "acme", 100)),
+        ("2025-06-05T12:00:00", 0, event("acme-api", "acme", 20)),
+        ("2025-06-05T12:00:00", 1, event("acme-api", "acme", 40)),
+    ]
+    for at, partition, each in records:
+        await produce(group.servers, name, [each], partition=partition, timestamp_ms=moment(at))
+    worker = group.start(linger_seconds="0.5")
+    await group.settled()
+    worker.process.terminate()
+    assert worker.process.wait() == 0
+    return group
+
+
+async def test_a_statement_has_what_the_period_has(settled: Group, state: State) -> None:
+    """Lines by key with their sums, places and balances, whatever the order of the records."""
+    (name,) = settled.topics
+
+    found = told(state, settled)
+
+    assert (found["verdict"], found["complete"]) == ("agreed", True)
+    api, storage = found["lines"]
+    assert (api["key"], api["events"], api["bits"]) == ("acme-api", 4, 67)
+    assert (api["firstEvent"], api["lastEvent"]) == (f"{name}:0:1", f"{name}:0:5")
+    assert (api["currentBits"], api["agreement"]) == (168, "agreed")
+    assert (storage["key"], storage["events"], storage["bits"]) == ("acme-storage", 1, 7)
+    assert found["totals"] == {"events": 5, "bits": 74}
+    assert found["deadLetters"] == {"events": 1, "bits": 5}
+    said = state(settled, *JUNE).stdout
+    assert "Statement of acme, 2025-06-01T00:00:00Z to 2025-07-01T00:00:00Z" in said
+    assert "In the dead-letter topic, and in no line: 1 events, 5 bits" in said
+    assert said.endswith("Complete, and both parties agree on the balance of each key.\n")
+
+
+async def test_a_statement_is_csv_as_well(settled: Group, state: State) -> None:
+    """The lines with headings on standard output, and remarks beside them."""
+    ended = state(settled, *JUNE, "--csv")
+
+    rows = list(csv.DictReader(io.StringIO(ended.stdout)))
+    assert [(row["key"], row["events"], row["bits"], row["balance"]) for row in rows] == [
+        ("acme-api", "4", "67", "168"),
+        ("acme-storage", "1", "7", "7"),
+    ]
+    assert "dead-letter topic" in ended.stderr
+
+
+async def test_what_is_not_settled_is_not_stated(settled: Group, state: State) -> None:
+    """Exit code 2, with how much it is."""
+    (name,) = settled.topics
+    late = event("acme-api", "acme", 9)
+    await produce(
+        settled.servers, name, [late], partition=1, timestamp_ms=moment("2025-06-30T00:00:00")
+    )
+
+    found = told(state, settled, exit_code=2)
+
+    assert found["waiting"] == {"events": 1, "bits": 9}
+    assert found["totals"]["bits"] == 74
+    assert "Not settled yet" in state(settled, *JUNE, exit_code=2).stdout
+
+
+async def test_what_retention_took_is_said(settled: Group, state: State) -> None:
+    """Incomplete where the log begins within the period; complete for what is behind that."""
+    (name,) = settled.topics
+    async with admin(settled.servers) as client:
+        where = TopicPartition(name, 0)
+        await client.delete_records({where: RecordsToDelete(before_offset=3)})
+
+    found = told(state, settled, exit_code=1)
+
+    assert not found["complete"]
+    assert "begins at offset 3" in found["remarks"][0]
+    assert found["lines"][0]["bits"] == 57
+    later = ("--account", "acme", "--from", "2025-06-21", "--to", "2025-07-01")
+    assert "Incomplete" not in state(settled, *later).stdout
+
+
+async def test_a_balance_that_differs_is_said(settled: Group, state: State) -> None:
+    """Exit code 1, beside the line of that key."""
+    settled._pacspace |= Simulator(settled._ingesters).settings()  # it knows none of the keys
+
+    found = told(state, settled, exit_code=1)
+
+    assert {each["agreement"] for each in found["lines"]} == {"unknown_key"}
+
+
+@pytest.mark.parametrize(
+    ("period", "said"),
+    [
+        (("--from", "2025-07-01", "--to", "2025-06-01"), "the period is empty"),
+        (("--from", "2999-01-01", "--to", "2999-02-01"), "is in the future"),
+        (("--from", "yesterday", "--to", "2025-06-01"), "should be a time as"),
+        (("--from", "2025-05-01", "--to", "2025-06-01", "--csv", "--json"), "one of --csv"),
+    ],
+)
+def test_a_period_that_cannot_be_stated_is_refused(
+    ingesters: Ingesters, period: tuple[str, ...], said: str
+) -> None:
+    """Exit code 64 before anything is read."""
+    ended = ingesters.run("statement", "--account", "acme", *period)
+
+    assert ended.returncode == 64
+    assert said in ended.stderr
