@@ -168,7 +168,8 @@ def waits_for(
     """Say what stands before what is not final, as far as Kafka and the worker tell."""
     standing, place, intent = account.standing, account.place, account.evidence.intent
     if standing is None:
-        yield "a worker: the group has committed nothing of the partition"
+        if account.fate != "beyond_end":
+            yield "a worker: the group has committed nothing of the partition"
         return
     if intent is not None:
         since = datetime.fromtimestamp(intent.intended_at, UTC).isoformat()
@@ -191,7 +192,9 @@ def _worker_says(account: Account, worker: WorkerStatus) -> Iterator[str]:
     if status is None:
         yield f"(the worker that was asked does not have {account.name})"
         return
-    if status.halted:
+    if status.halted and (
+        account.standing is None or status.halted != account.standing.start.halt_reason
+    ):
         yield f"a person, because the partition has halted: {status.halted}"
     if worker.blocked:
         yield f"PacSpace, which refuses everything: {worker.blocked}"

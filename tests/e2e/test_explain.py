@@ -71,6 +71,8 @@ async def test_what_is_settled_names_its_batch_and_back(
     assert applied[batch_id.removeprefix("batch_")]["idempotency_key"] == key
     assert json.loads(told["record"]["value"]["text"]) == events[60]
     assert (told["committedOffset"], told["waitsFor"]) == (120, [])
+    unwritten = explain(group, f"{name}:1:0", exit_code=2).stdout
+    assert unwritten == f"{name}:1:0 is not written yet: 0 is the next offset of its log.\n"
     sentences = explain(group, f"{name}:0:60").stdout
     assert f"{name}:0:60 is settled: PacSpace acknowledged its batch as {batch_id}" in sentences
     for option, value in (("--batch-id", batch_id), ("--idempotency-key", key)):
@@ -178,6 +180,12 @@ async def test_what_was_skipped_names_who_decided(
     lost = of(explain, group, 30, exit_code=2)
     assert lost["fate"] == "lost"
     assert any("retention overtook" in reason for reason in lost["waitsFor"])
+    halted = group.start()
+    eventually(lambda: halted.events("partition.halted"))
+    status = ("--status", f"http://{halted.address}")
+    assert of(explain, group, 30, *status, exit_code=2)["waitsFor"] == lost["waitsFor"][:1]
+    halted.process.terminate()
+    halted.process.wait()
     decision = ("--as", "skipped", "--reason", "estimated", "--by", "ann")
     assert (
         ingesters.run("resolve", f"{name}:0:20", *decision, settings=group.settings()).returncode
