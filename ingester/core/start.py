@@ -39,7 +39,7 @@ def start_of(
     if begun.halt_reason is not None:
         return begun
     if commit is None and is_to_be_judged(notes):
-        settled = max(note.next_offset for _, note in notes)
+        settled = max(note.next_offset for _, note in notes if isinstance(note, Receipt))
         return replace(begun, halt_reason=_forgotten(name, begun.offset, settled, log_begins))
     claim = _claim_on(begun.offset, notes)
     if claim is not None:

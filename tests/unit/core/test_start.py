@@ -310,6 +310,15 @@ def test_a_group_that_has_lost_its_offset_waits_for_somebody() -> None:
     assert "ingester resolve usage:0:1 --as resend" in begun.halt_reason
 
 
+def test_only_receipts_say_what_was_settled() -> None:
+    """A decision about what was never sent, and a replay's claim, reach beyond that."""
+    decision = resolution_of((40, 41), "resend", intended_at=None)
+    begun = start_anew(receipt_of((0, 2)), decision, receipt_of((2, 9)))
+
+    assert begun.halt_reason is not None
+    assert "up to offset 9 were settled" in begun.halt_reason
+
+
 def test_it_says_what_the_log_has_lost_meanwhile() -> None:
     """Between the last receipt and the beginning of the log there may have been records."""
     begun = start_anew(receipt_of((0, 2)), log_begins=5)
