@@ -105,7 +105,8 @@ class Decode:
         except msgspec.ValidationError as error:
             return _violation(str(error))
         except msgspec.DecodeError as error:
-            return Rejection("invalid_json", f"the value is not JSON: {error}")
+            problem = error if value else "it is empty"
+            return Rejection("invalid_json", f"the value is not JSON: {problem}")
         encoded = _encode(event)
         if event.metadata is not UNSET and not encoded.endswith(b"}}"):
             if bytes(event.metadata) != b"null":

@@ -79,6 +79,7 @@ def test_what_is_not_json_is_called_so(value: bytes) -> None:
 
     assert rejection.code == "invalid_json"
     assert rejection.detail.startswith("the value is not JSON: ")
+    assert ("it is empty" in rejection.detail) == (not value)
 
 
 @pytest.mark.parametrize(
