@@ -66,7 +66,7 @@ _EXIT_CODES: Final[Mapping[Status, int]] = {
 
 def balance(
     keys: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY]...", help="The record keys in PacSpace.")
+        list[str] | None, typer.Argument(metavar="KEY", help="The record keys in PacSpace.")
     ] = None,
     expect: Annotated[
         int | None, typer.Option(metavar="N", help="Your own sum of bits, to be compared.")

@@ -47,7 +47,7 @@ def explain(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[TOPIC:PARTITION:OFFSET]",
+            metavar="TOPIC:PARTITION:OFFSET",
             help="A record of a usage topic, or of its dead letters.",
             show_default=False,
         ),

@@ -31,7 +31,7 @@ def reconcile(
     scope: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TOPIC[:PARTITION]]...",
+            metavar="TOPIC[:PARTITION]",
             help="Whose offsets to judge, and whose keys; everything unless given.",
             show_default=False,
         ),

@@ -43,7 +43,7 @@ def replay(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[TOPIC[:PARTITION[:FIRST-NEXT]]]",
+            metavar="TOPIC[:PARTITION[:FIRST-NEXT]]",
             help="What to replay; NEXT is the first offset that is not. All of the first topic of"
             " INGESTER_TOPIC unless given.",
             show_default=False,

@@ -60,7 +60,7 @@ def resolve(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[TOPIC[:PARTITION[:OFFSET]]]",
+            metavar="TOPIC[:PARTITION[:OFFSET]]",
             help="What to show; with the offset, what to decide about.",
             show_default=False,
         ),
