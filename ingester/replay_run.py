@@ -12,6 +12,7 @@ from ingester.core.intent import Range
 from ingester.core.ranges import intersected, length
 from ingester.core.receipt import Note, Receipt, Replay
 from ingester.core.record import TopicPartition
+from ingester.core.start import is_given_up
 from ingester.errors import IncompleteError, UnavailableError, UsageError
 from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.receipts import Receipts
@@ -66,7 +67,10 @@ class ReplayRun:
             try:
                 await self._worker.run()
             except IncompleteError as error:
-                raise IncompleteError(f"{error} To continue: {self._again}") from error
+                raise IncompleteError(
+                    f"{error} To continue: {self._again}\nWhat of it is in doubt, if it halted:"
+                    f" INGESTER_GROUP_ID={self._settings.group_id} ingester resolve"
+                ) from error
             finally:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
@@ -81,11 +85,12 @@ class ReplayRun:
 
     async def _claim(self) -> None:
         """Let nobody else settle these ranges; UsageError when somebody does, or has."""
+        found = await self._notes()
         own = {
             name: [
                 each for each in notes if isinstance(each, Replay) and each.name == self._plan.name
             ]
-            for name, notes in (await self._notes()).items()
+            for name, notes in found.items()
         }
         unclaimed = {name: each for name, each in self._extents.items() if not own[name]}
         states = {name: {each.state for each in notes} for name, notes in own.items()}
@@ -96,6 +101,13 @@ class ReplayRun:
             raise UsageError(
                 f"the replay {self._plan.name} has ended: it was carried out, or withdrawn. Make"
                 " another plan"
+            )
+        given_up = [name for name in found if is_given_up(self._plan.name, found[name])]
+        if given_up:
+            raise UsageError(
+                f"somebody has decided since it began that workers go on with"
+                f" {', '.join(map(str, given_up))} (ingester resolve --as resend): they would send"
+                " the same. Decide so about its other partitions, too, and make another plan"
             )
         if any(self._is_changed(name, note) for name, notes in own.items() for note in notes):
             raise UsageError(

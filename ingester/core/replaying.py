@@ -16,7 +16,7 @@ from ingester.core.messages import Commit, Start
 from ingester.core.ranges import subtracted
 from ingester.core.receipt import Note, Receipt, Replay
 from ingester.core.record import TopicPartition
-from ingester.core.start import start_at
+from ingester.core.start import is_to_go_on, start_at
 
 _LOG_END: Final = 2**63 - 1  # beyond every offset
 
@@ -77,10 +77,12 @@ def _is_of(replay: str, note: Note) -> bool:
 
 
 def _rival(replay: str, notes: Sequence[tuple[int, Note]], extent: Range) -> Replay | None:
-    """Return another replay of some of it that began before this one, and has not ended."""
+    """Return another replay of some of it that began before this one and goes on."""
     ended: set[str] = set()
     rival: Replay | None = None
     for _, note in reversed(notes):
+        if is_to_go_on(note):
+            break
         if not isinstance(note, Replay):
             continue
         if note.state == "ended":

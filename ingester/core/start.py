@@ -106,21 +106,31 @@ def is_to_be_judged(notes: Sequence[tuple[int, Note]]) -> bool:
     for _, note in reversed(notes):
         if isinstance(note, Receipt) and note.replay is None:
             return True
-        if _is_to_go_on(note):
+        if is_to_go_on(note):
             break
     return False
 
 
-def _is_to_go_on(note: Note) -> bool:
+def is_to_go_on(note: Note) -> bool:
     """Whether somebody decided, about no batch, that what has no receipt is to be sent."""
     return isinstance(note, Resolution) and note.decision == "resend" and note.intended_at is None
+
+
+def is_given_up(replay: str, notes: Iterable[Note]) -> bool:
+    """Whether somebody decided, since a replay's claim, that workers go on without it."""
+    is_claimed = False
+    for note in notes:
+        if is_claimed and is_to_go_on(note):
+            return True
+        is_claimed = is_claimed or (isinstance(note, Replay) and note.name == replay)
+    return False
 
 
 def _claim_on(offset: int, notes: Sequence[tuple[int, Note]]) -> Replay | None:
     """Return a replay that has begun beyond an offset, and neither ended nor was given up."""
     ended: set[str] = set()
     for _, note in reversed(notes):
-        if _is_to_go_on(note):
+        if is_to_go_on(note):
             break
         if isinstance(note, Replay):
             if note.state == "started" and note.name not in ended and note.next_offset > offset:

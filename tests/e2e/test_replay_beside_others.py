@@ -142,6 +142,41 @@ async def test_an_end_that_was_cut_short_is_told_of_all_partitions(
     assert simulator.report()["keys"] == totals(usage(800))
 
 
+async def test_a_claim_that_was_given_up_is_not_carried_out(
+    half: Group, ingesters: Ingesters, replay: Run, simulator: Simulator, plan_file: Path
+) -> None:
+    """By decision the workers have what it claimed, and another replay may have it."""
+    plan = read(plan_file)
+    for number, ranges in plan.partitions.items():
+        await claim(half, plan, number, "started")
+        target = f"{plan.topic}:{number}:{ranges[0][0]}"
+        decision = ("--as", "resend", "--reason", "too slow")
+        decided = ingesters.run("resolve", target, *decision, settings=half.settings())
+        assert decided.returncode == 0, decided.stderr
+
+    refused = replay(half, "--plan", str(plan_file), exit_code=64)
+
+    assert "they would send the same" in refused.stderr
+    replay(half, half.topics[0], "--save", str(plan_file.with_name("new.json")))
+    assert simulator.report()["keys"] == totals(usage(800))
+
+
+async def test_what_halted_says_where_its_doubts_are_decided(
+    half: Group, ingesters: Ingesters, simulator: Simulator, plan_file: Path
+) -> None:
+    """They are those of the replay's own group, and not of the workers'."""
+    simulator.add_faults({"match": {"method": "POST"}, "effect": {"kind": "lose"}})
+    settings = half.settings(in_doubt="halt")
+
+    halted = ingesters.run("replay", "--plan", str(plan_file), settings=settings)
+
+    group = f"{half.name}.replay.{read(plan_file).name}"
+    assert halted.returncode == 75
+    assert f"INGESTER_GROUP_ID={group} ingester resolve" in halted.stderr
+    shown = ingesters.run("resolve", settings={**settings, "INGESTER_GROUP_ID": group})
+    assert "counted by PacSpace: ingester resolve" in shown.stdout
+
+
 async def test_a_plan_that_was_changed_since_it_began_is_refused(
     half: Group, replay: Run, simulator: Simulator, plan_file: Path
 ) -> None:
