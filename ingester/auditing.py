@@ -110,8 +110,7 @@ class Auditor:
             partition = audit.partitions.get(entry.source)
             if not isinstance(note, Receipt):
                 continue
-            range_ = (note.first_offset, note.next_offset)
-            if note.forced or partition is None or not partition.covered.add(*range_):
+            if note.forced or partition is None or not partition.covered.add(*note.range):
                 found.append(note)
         audit.books = books
         return found
@@ -229,7 +228,7 @@ class Auditor:
             begins = audit.logs[name][0]
             covered = partition.covered.ranges
             settled = merged([(begins, audit.committed.get(name, begins)), *covered])
-            skipped = merged((each.first_offset, each.next_offset) for each in partition.skipped)
+            skipped = merged(each.range for each in partition.skipped)
             beyond = [(max(begins, boundaries.get(name, 0)), 2**63 - 1)]
             unsettled = subtracted(skipped, covered)
             wanted[name] = subtracted(intersected(settled, beyond), unsettled)

@@ -22,13 +22,8 @@ from pydantic_core import ErrorDetails
 
 from ingester.errors import ConfigurationError
 from ingester.option import Address, parse_address, redact, show
-from ingester.settings import (
-    Group,
-    KafkaSettings,
-    PacspaceSettings,
-    Settings,
-    environment_name,
-)
+from ingester.setting_group import Group, environment_name
+from ingester.settings import KafkaSettings, PacspaceSettings, Settings
 
 __all__ = [
     "Address",

@@ -1,25 +1,15 @@
 """The settings: what there is, within which bounds, and what cannot be had together.
 
-A model that exists contradicts itself nowhere. Groups are inherited from, so that a command can
-load only what it needs; a name belongs to one group and repeats none of it.
+A name belongs to one group and repeats none of it; a command loads the groups that it needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Final, Literal, NamedTuple, Self
+from collections.abc import Iterator
+from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import (
-    BaseModel,
-    ByteSize,
-    ConfigDict,
-    Field,
-    FilePath,
-    SecretStr,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import ByteSize, Field, FilePath, SecretStr
 
 from ingester.option import (
     KIB,
@@ -39,51 +29,10 @@ from ingester.option import (
     TopicName,
     Upper,
     reach,
-    show,
 )
+from ingester.setting_group import Contradiction, Group
 
 SANDBOX_HOST: Final = "api-sandbox-wnizuypena-uw.a.run.app"  # answers live keys with 403
-
-
-class Contradiction(NamedTuple):
-    """Settings that are fine one by one and not together; `{name}` in the text is a setting."""
-
-    error_code: str
-    text: str
-
-
-class Group(BaseModel):
-    """Settings that are loaded together."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
-    )
-
-    def shown(self, name: str) -> str:
-        """A setting's value as an operator would write it, secrets redacted."""
-        value = getattr(self, name)
-        return "off" if name == "http_listen" and value is None else show(value)
-
-    def contradictions(self) -> Iterator[Contradiction]:
-        """What cannot be had together; a group adds its own to those of its bases."""
-        yield from ()
-
-    @model_validator(mode="after")
-    def _refuse_contradictions(self, info: ValidationInfo) -> Self:
-        spelling: Mapping[str, str] = info.context or {}
-        named = {
-            name: f"{spelling.get(name) or environment_name(name)} ({self.shown(name)})"
-            for name in type(self).model_fields
-        }
-        lines = [f"{code}: {text.format_map(named)}" for code, text in self.contradictions()]
-        if lines:
-            raise ValueError("\n".join(lines))
-        return self
-
-
-def environment_name(name: str) -> str:
-    """The environment variable of a setting."""
-    return "PACSPACE_API_KEY" if name == "pacspace_api_key" else f"INGESTER_{name.upper()}"
 
 
 class KafkaSettings(Group):

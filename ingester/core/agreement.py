@@ -100,7 +100,7 @@ class KeyTrail:
     def add(self, receipt: Receipt) -> None:
         """Take a receipt that names the key."""
         name = TopicPartition(receipt.topic, receipt.partition)
-        range_ = (receipt.first_offset, receipt.next_offset)
+        range_ = receipt.range
         known = self.extents.get(name, range_)
         self.extents[name] = (min(known[0], range_[0]), max(known[1], range_[1]))
         self.receipts += 1

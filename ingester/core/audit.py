@@ -105,7 +105,7 @@ class PartitionAudit:
 
     def add(self, note_offset: int, note: Note) -> bool:
         """Take a note; return whether what it says of bits counts, as far as is known yet."""
-        range_ = (note.first_offset, note.next_offset)
+        range_ = note.range
         match note:
             case Replay(state="started"):
                 self.open_replays[note.name] = note
@@ -127,7 +127,7 @@ class PartitionAudit:
         return False
 
     def _compare_dead_letters(self, receipt: Receipt) -> None:
-        range_ = (receipt.first_offset, receipt.next_offset)
+        range_ = receipt.range
         found = len(self.dead_letters.within(*range_))
         if found < receipt.dead_letters and not self.dead_letters_are_complete:
             return
@@ -144,11 +144,11 @@ class PartitionAudit:
 
         Returns what nothing covers and the log still has, if it has records there at all.
         """
-        skipped = merged((each.first_offset, each.next_offset) for each in self.skipped)
+        skipped = merged(each.range for each in self.skipped)
         for decision in self.skipped:
             self._find(
                 "skipped",
-                (decision.first_offset, decision.next_offset),
+                decision.range,
                 f"by {decision.by} at {decision.decided_at}: {decision.reason}",
             )
         for range_ in self.dead_letters.outside(self.covered.ranges, committed):
@@ -206,7 +206,7 @@ class Disputes:
         """Take a note again; return whether its bits count although it was set aside."""
         if not isinstance(note, Receipt) or note.forced:
             return False
-        range_ = (note.first_offset, note.next_offset)
+        range_ = note.range
         if not intersected([range_], self._ground):
             return False
         earlier = self._claims.get((range_, note.idempotency_key))
