@@ -59,7 +59,7 @@ class ReplayRun:
 
         `progressed` is told how many of the plan's offsets are settled more than before.
         """
-        await self._receipts.ensure_topics(self._admin, self._partition_counts())
+        await self._receipts.ensure_topics(self._admin, await self._partition_counts())
         await self._receipts.start()
         try:
             await self._claim()
@@ -217,5 +217,14 @@ class ReplayRun:
                     summary.add(note)
         return summary
 
-    def _partition_counts(self) -> Mapping[str, int]:
-        return {self._plan.topic: max(self._plan.partitions) + 1}
+    async def _partition_counts(self) -> Mapping[str, int]:
+        """How many partitions the plan needs; UsageError where the topic has fewer."""
+        topic, needed = self._plan.topic, max(self._plan.partitions) + 1
+        facts = await self._admin.describe([topic], self._plan.group_id)
+        count = facts.partitions.get(topic) or 0
+        if count < needed:
+            raise UsageError(
+                f"the plan has partition {needed - 1} of {topic}, which has {count} partitions:"
+                " the topic was made anew, or the plan was changed. Make the plan again"
+            )
+        return {topic: needed}

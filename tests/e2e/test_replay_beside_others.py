@@ -14,7 +14,7 @@ from ingester.core.receipt import Replay, encode_note
 from ingester.replay_plan import Plan, read
 from tests.conftest import TopicFactory
 from tests.e2e.test_markers import transact
-from tests.support.kafka import admin
+from tests.support.kafka import admin, end_offsets
 from tests.support.processes import Ingesters
 from tests.support.simulator import Simulator
 from tests.support.waiting import eventually, eventually_async
@@ -71,6 +71,12 @@ async def claim(group: Group, plan: Plan, partition: int, state: str, shorter: i
     topic, key = f"{plan.topic}.receipts", f"{plan.topic}:{partition}".encode()
     async with AIOKafkaProducer(bootstrap_servers=group.servers, acks="all") as producer:
         await producer.send_and_wait(topic, encode_note(note), key=key, partition=partition)
+
+
+def name_partition(plan_file: Path, number: int) -> None:
+    """Let a plan be about this partition alone."""
+    document = json.loads(plan_file.read_text())
+    plan_file.write_text(json.dumps(document | {"partitions": {number: [[0, 10]]}}))
 
 
 async def left_by_all(group: Group) -> None:
@@ -186,6 +192,19 @@ async def test_a_plan_that_was_changed_since_it_began_is_refused(
     refused = replay(half, "--plan", str(plan_file), exit_code=64)
 
     assert "was changed after it had begun" in refused.stderr
+    assert simulator.report()["keys"] == totals(usage(400))
+
+
+async def test_a_partition_that_the_topic_does_not_have_is_not_waited_for(
+    half: Group, replay: Run, simulator: Simulator, plan_file: Path
+) -> None:
+    """Nor do its receipts get one: the topic may have been made anew, with fewer."""
+    name_partition(plan_file, 7)
+
+    refused = replay(half, "--plan", str(plan_file), exit_code=64)
+
+    assert f"which has {PARTITIONS} partitions" in refused.stderr
+    assert len(await end_offsets(half.servers, f"{half.topics[0]}.receipts")) == PARTITIONS
     assert simulator.report()["keys"] == totals(usage(400))
 
 
