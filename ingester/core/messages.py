@@ -73,6 +73,8 @@ class Start:
     """What somebody else wrote where the intents go; the next commit replaces it."""
     proofs: Sequence[Proof] = ()
     """What is settled beyond the offset, and was not intended by the group's last owner."""
+    unaccounted: bool = False
+    """Whether it is halted because it is not known what may have been sent."""
 
 
 @dataclass(frozen=True, slots=True)

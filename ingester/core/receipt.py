@@ -80,6 +80,9 @@ class Resolution(
     intended_at: int | None = None
     """That of the batch decided about: whoever sends it again intends it anew, so that this
     decision is not taken for one about that attempt."""
+    unaccounted: bool = False
+    """Whether it was taken although what may have been sent is not known: where the group has lost
+    its offset, or a replay has not ended, everything is sent that has no receipt."""
 
     @property
     def range(self) -> Range:

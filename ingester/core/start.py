@@ -40,10 +40,12 @@ def start_of(
         return begun
     if commit is None and is_to_be_judged(notes):
         settled = max(note.next_offset for _, note in notes if isinstance(note, Receipt))
-        return replace(begun, halt_reason=_forgotten(name, begun.offset, settled, log_begins))
+        reason = _forgotten(name, begun.offset, settled, log_begins)
+        return replace(begun, halt_reason=reason, unaccounted=True)
     claim = _claim_on(begun.offset, notes)
     if claim is not None:
-        return replace(begun, halt_reason=_claimed(name, begun.offset, claim))
+        reason = _claimed(name, begun.offset, claim)
+        return replace(begun, halt_reason=reason, unaccounted=True)
     return begun
 
 
@@ -112,8 +114,11 @@ def is_to_be_judged(notes: Sequence[tuple[int, Note]]) -> bool:
 
 
 def is_to_go_on(note: Note) -> bool:
-    """Whether somebody decided, about no batch, that what has no receipt is to be sent."""
-    return isinstance(note, Resolution) and note.decision == "resend" and note.intended_at is None
+    """Whether somebody decided that everything is to be sent that has no receipt.
+
+    Not so one who had too many dead letters tried again: he did not mean what nobody knew of then.
+    """
+    return isinstance(note, Resolution) and note.decision == "resend" and note.unaccounted
 
 
 def is_given_up(replay: str, notes: Iterable[Note]) -> bool:

@@ -262,15 +262,23 @@ class World:
             elif not doubts:
                 self.oracle.stopped_where_it_is(name, reason)
                 again = (commit.next_offset, commit.next_offset + 1)
-                self._note_decision(name, again, "resend", None)
+                lost = name not in self.group.stored
+                self._note_decision(name, again, "resend", None, unaccounted=lost)
             for process in self._staying():
                 if name in process.halts:
                     process.reopen(name)
 
     def _note_decision(
-        self, name: TopicPartition, range_: Range, decision: Decision, intended_at: int | None
+        self,
+        name: TopicPartition,
+        range_: Range,
+        decision: Decision,
+        intended_at: int | None,
+        *,
+        unaccounted: bool = False,
     ) -> None:
-        note = Resolution(*name, *range_, decision, "somebody", "", "", intended_at)
+        """Append what somebody decides."""
+        note = Resolution(*name, *range_, decision, "somebody", "", "", intended_at, unaccounted)
         self.notes[name].append(note)
 
     def _become_kind(self) -> None:

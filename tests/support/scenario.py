@@ -246,6 +246,8 @@ def resolution_of(
     decision: Decision,
     partition: TopicPartition = P0,
     intended_at: int | None = WALL_SECONDS,
+    *,
+    unaccounted: bool = False,
 ) -> Resolution:
     """What somebody has decided about a range, and about which attempt at it."""
     return Resolution(
@@ -256,4 +258,5 @@ def resolution_of(
         reason="asked PacSpace",
         decided_at="2025-06-10T14:30:00.000+00:00",
         intended_at=intended_at,
+        unaccounted=unaccounted,
     )

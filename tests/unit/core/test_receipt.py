@@ -65,6 +65,7 @@ def test_a_decision_is_read_as_it_was_written() -> None:
         "reason": "asked PacSpace",
         "decidedAt": "2025-06-10T14:30:00.000+00:00",
         "intendedAt": 1_700_000_000,
+        "unaccounted": False,
     }
 
 

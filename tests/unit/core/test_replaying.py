@@ -144,7 +144,7 @@ def test_a_worker_leaves_to_a_replay_what_is_beyond_its_offset(commit: Commit | 
     assert "ingester resolve usage:0:" in waiting
     assert worker_start(*done, commit=commit).halt_reason is None
     assert [each[:2] for each in worker_start(*done, commit=commit).proofs] == [(4, 10)]
-    given_up = resolution_of((4, 5), "resend", intended_at=None)
+    given_up = resolution_of((4, 5), "resend", intended_at=None, unaccounted=True)
     assert worker_start(begun, given_up, commit=commit).halt_reason is None
 
 

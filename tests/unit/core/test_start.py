@@ -312,7 +312,7 @@ def test_a_group_that_has_lost_its_offset_waits_for_somebody() -> None:
 
 def test_only_receipts_say_what_was_settled() -> None:
     """A decision about what was never sent, and a replay's claim, reach beyond that."""
-    decision = resolution_of((40, 41), "resend", intended_at=None)
+    decision = resolution_of((40, 41), "resend", intended_at=None, unaccounted=True)
     begun = start_anew(receipt_of((0, 2)), decision, receipt_of((2, 9)))
 
     assert begun.halt_reason is not None
@@ -329,11 +329,15 @@ def test_it_says_what_the_log_has_lost_meanwhile() -> None:
 
 def test_by_a_decision_it_goes_on_without_what_has_receipts() -> None:
     """A decision of the time before the receipts, or about a batch, is not that one."""
-    decision = resolution_of((0, 1), "resend", intended_at=None)
+    decision = resolution_of((0, 1), "resend", intended_at=None, unaccounted=True)
     about_a_batch = resolution_of((0, 2), "resend")
+    about_dead_letters = resolution_of((2, 3), "resend", intended_at=None)
     begun = start_anew(receipt_of((0, 2)), decision)
 
     assert begun.halt_reason is None
     assert [each[:2] for each in begun.proofs] == [(0, 2)]
     assert start_anew(decision, receipt_of((0, 2))).halt_reason is not None
-    assert start_anew(receipt_of((0, 2)), about_a_batch).halt_reason is not None
+    for other in (about_a_batch, about_dead_letters):
+        still = start_anew(receipt_of((0, 2)), other)
+        assert still.halt_reason is not None
+        assert still.unaccounted
