@@ -40,7 +40,7 @@ class Summary(msgspec.Struct, rename="camel"):
 def plan_lines(plan: Plan, plan_file: Path | None) -> Iterator[str]:
     """Return what is to be sent, and what is not, in words and a table."""
     if not plan.partitions:
-        yield f"Nothing to send: the replay {plan.name} of {plan.topic} holds no record."
+        yield f"Nothing to send of {plan.topic}: no plan is written."
     else:
         yield f"Replay {plan.name} of {plan.topic}: {plan.offsets_count:,} offsets to send"
         yield from _table(

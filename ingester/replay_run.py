@@ -62,7 +62,8 @@ class ReplayRun:
         await self._receipts.ensure_topics(self._admin, await self._partition_counts())
         await self._receipts.start()
         try:
-            await self._claim()
+            if not await self._claim():
+                return await self._summary()
             watching = asyncio.create_task(self._watch(progressed))
             try:
                 await self._worker.run()
@@ -83,8 +84,11 @@ class ReplayRun:
         finally:
             await self._receipts.stop()
 
-    async def _claim(self) -> None:
-        """Let nobody else settle these ranges; UsageError when somebody does, or has."""
+    async def _claim(self) -> bool:
+        """Let nobody else settle these ranges; return whether there is something left to send.
+
+        UsageError when somebody else settles them, or may have begun to.
+        """
         found = await self._notes()
         own = {
             name: [
@@ -98,9 +102,10 @@ class ReplayRun:
             # Whoever ended it may have been killed before it had said so of all partitions.
             left = [name for name, each in states.items() if each == {"started"}]
             await self._note("ended", {name: self._extents[name] for name in left})
+            if await self._is_carried_out():
+                return False
             raise UsageError(
-                f"the replay {self._plan.name} has ended: it was carried out, or withdrawn. Make"
-                " another plan"
+                f"the replay {self._plan.name} has ended: it was withdrawn. Make another plan"
             )
         given_up = [name for name in found if is_given_up(self._plan.name, found[name])]
         if given_up:
@@ -115,11 +120,19 @@ class ReplayRun:
                 " was, and make another plan for the rest"
             )
         if not unclaimed and await self._admin.committed_offsets(self._settings.group_id):
-            return  # what follows was found in order before the first commit
+            return True  # what follows was found in order before the first commit
         await self._look_beside({name: self._extents[name] for name in own if own[name]})
         await self._note("started", unclaimed)
         # Workers that had joined before do not know of the claim; who joins from now on does.
         await self._look_beside(self._extents)
+        return True
+
+    async def _is_carried_out(self) -> bool:
+        stored = await self._admin.committed_offsets(self._settings.group_id)
+        return all(
+            name in stored and stored[name].next_offset >= next_offset
+            for name, (_, next_offset) in self._extents.items()
+        )
 
     def _is_changed(self, name: TopicPartition, note: Replay) -> bool:
         claim = (note.first_offset, note.next_offset, note.forced)

@@ -231,7 +231,7 @@ async def _decide(
         reason=reason,
         decided_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         intended_at=intended_at.get(range_),
-        unaccounted=standing.start.unaccounted,
+        unaccounted=standing.start.unaccounted and range_ not in intended_at,
     )
     place = Receipts(settings).partition_for(standing.name)
     written = None if dry_run else await _write(settings, resolution)
