@@ -140,7 +140,7 @@ async def _letters_of(
 
 
 async def _redrives_of(settings: DoubtSettings, letters: Sequence[Letter]) -> Sequence[Entry]:
-    """Return the receipts of dead letters, which are those of the dead-letter topic."""
+    """Return the receipts of dead letters that were sent, those of the dead-letter topic."""
     places = {(letter.place, letter.record.offset) for letter in letters}
     topics = {place.topic for place, _ in places}
     opened = await extents(settings, map(settings.receipts_topic_for, topics))
@@ -148,6 +148,7 @@ async def _redrives_of(settings: DoubtSettings, letters: Sequence[Letter]) -> Se
         entry
         async for entry in notes(settings, opened, topics)
         if isinstance(entry.note, Receipt)
+        and entry.note.items
         and any(
             entry.source == place and covering(offset, [entry.note]) for place, offset in places
         )

@@ -43,15 +43,18 @@ from ingester.letter_report import (
     row,
     whole,
 )
-from ingester.letters import Letters, dead_letter_topics, left_out
+from ingester.letters import Letters, dead_letter_topics, left_out, opened
+from ingester.redrive import redrive
 from ingester.settings import LedgerSettings
 from ingester.tables import PrintedTable
 
 dlq = typer.Typer(
-    help="Look at dead letters.",
+    help="Look at dead letters, and send them again.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+dlq.command()(redrive)
 
 _POSITION = re.compile(r"(?P<topic>[^:]+):(?P<partition>\d{1,9}):(?P<offset>\d{1,18})", re.ASCII)
 
@@ -202,16 +205,6 @@ def export(
 
 def _settings(config: Path | None) -> LedgerSettings:
     return load(LedgerSettings, environ=os.environ, config_file=config).settings
-
-
-async def opened(settings: LedgerSettings, choice: Choice) -> Letters:
-    """Return the letters; UsageError where those that are asked for are of other topics."""
-    for source in choice.sources:
-        if source.topic not in settings.topics:
-            raise UsageError(
-                f"--source {source.topic} is none of INGESTER_TOPIC ({', '.join(settings.topics)})"
-            )
-    return await Letters.open(settings)
 
 
 async def _list(settings: LedgerSettings, choice: Choice, *, as_json: bool) -> None:

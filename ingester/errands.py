@@ -59,7 +59,10 @@ class Errands:
         *,
         handle: Callable[[Fact], None],
         failed: Callable[[BaseException], None],
+        keeps_letters: bool,
     ) -> None:
+        """With `keeps_letters` nothing is written about dead letters: they are there already."""
+        self._keeps_letters = keeps_letters
         self._settings = settings
         self._telemetry = telemetry
         self._pipeline = pipeline
@@ -148,6 +151,10 @@ class Errands:
 
     async def _write_dead_letters(self, command: WriteDeadLetters) -> None:
         batch, letters = command.batch, command.letters
+        if self._keeps_letters:
+            self._handle(DeadLettersWritten(batch))
+            self._telemetry.letters_kept(batch, letters)
+            return
         topic = self._settings.dead_letter_topic_for(batch.partition.topic)
         problem = await self._writer.write_dead_letters(topic, batch.partition, letters)
         if problem is None:

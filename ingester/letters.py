@@ -33,6 +33,8 @@ class Letters:
         self.logs = logs
         self.left_out: Counter[str] = Counter()
         """By source topic: letters of topics that are not of the settings. Filled by `read`."""
+        self.redrives: Counter[TopicPartition] = Counter()
+        """Batches that redrives have sent, by partition of the dead-letter topic."""
         self._redriven = SourceOffsets()
         # Source records of which a letter was redriven; filled by `open`.
 
@@ -100,6 +102,7 @@ class Letters:
             note = entry.note
             if isinstance(note, Receipt) and note.items and entry.source in covered:
                 covered[entry.source].append(note.range)
+                self.redrives[entry.source] += 1
         for name, ranges in covered.items():
             held = intersected(merged(ranges), [self.logs[name]])
             if not held:
@@ -121,6 +124,16 @@ class Letters:
                     for record in records:
                         yield name, record, origin_of(record.headers)
                     advance(len(records))
+
+
+async def opened(settings: LedgerSettings, choice: Choice) -> Letters:
+    """Return the letters; UsageError where those that are asked for are of other topics."""
+    for source in choice.sources:
+        if source.topic not in settings.topics:
+            raise UsageError(
+                f"--source {source.topic} is none of INGESTER_TOPIC ({', '.join(settings.topics)})"
+            )
+    return await Letters.open(settings)
 
 
 def dead_letter_topics(settings: LedgerSettings) -> Sequence[str]:

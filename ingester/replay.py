@@ -6,11 +6,9 @@ offsets of the live group; a note among the receipts claims its ranges before th
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import secrets
-import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,10 +22,9 @@ from ingester.arguments import AsJson, ConfigFile
 from ingester.config import load
 from ingester.core.intent import Range
 from ingester.errors import ConfigurationError, UsageError
-from ingester.progress import bar
 from ingester.replay_plan import Plan, described, read, save
-from ingester.replay_report import Summary, plan_lines, summary_lines
-from ingester.replay_run import ReplayRun
+from ingester.replay_report import plan_lines, summary_lines
+from ingester.replay_run import carried_out
 from ingester.replay_scope import Scope, Selection
 from ingester.settings import Settings
 from ingester.telemetry import configure_logging
@@ -140,7 +137,7 @@ def replay(
         return
     if not as_json:
         sys.stdout.write("\n".join(plan_lines(plan, plan_file)) + "\n")
-    summary = uvloop.run(_carried_out(settings, plan, plan_file))
+    summary = uvloop.run(carried_out(settings, plan, plan_file))
     if as_json:
         _print_json(msgspec.to_builtins(summary))
     else:
@@ -213,24 +210,6 @@ def _moment(option: str, text: str | None, now: datetime) -> datetime | None:
     if moment > now:
         raise UsageError(f"{option} {text} is in the future: nothing of it is in the log yet")
     return moment
-
-
-async def _carried_out(settings: Settings, plan: Plan, plan_file: Path | None) -> Summary:
-    """Run it to its end, or to the first signal; a second one exits at once."""
-    run = ReplayRun(settings, plan, f"ingester replay --plan {plan_file}")
-    received = False
-
-    def on_signal(number: signal.Signals) -> None:
-        nonlocal received
-        if received:
-            os._exit(128 + number)
-        received = True
-        run.interrupt(number.name)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
-    with bar("sending", plan.offsets_count) as advance:
-        return await run.run(advance)
 
 
 def _print_json(document: object) -> None:

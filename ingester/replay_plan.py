@@ -10,6 +10,7 @@ import msgspec
 
 from ingester.core.event import UsageEvent
 from ingester.core.intent import Range
+from ingester.core.mapping import correction_of
 from ingester.core.ranges import length, merged
 from ingester.core.record import TopicPartition
 from ingester.core.replaying import Replaying
@@ -42,6 +43,17 @@ class Counts(msgspec.Struct, rename="camel"):
         self.bits_by_account[account] = self.bits_by_account.get(account, 0) + event.bits
 
 
+class Redrive(msgspec.Struct, frozen=True, rename="camel"):
+    """What a plan of dead letters has beside its ranges."""
+
+    sets: list[str]
+    """As on the command line; so are `removes`."""
+    removes: list[str]
+    redrives: dict[int, int]
+    """By partition: batches that redrives had sent before. If others have come since, it is not
+    known any more that nobody has sent these letters."""
+
+
 class Plan(msgspec.Struct, frozen=True, rename="camel"):
     """A named choice of ranges of one topic."""
 
@@ -63,6 +75,8 @@ class Plan(msgspec.Struct, frozen=True, rename="camel"):
     """Beyond the committed offsets of a group that has members: theirs."""
     counts: Counts | None = None
     """None where nobody looked into the records."""
+    redrive: Redrive | None = None
+    """None where the topic is none of dead letters."""
     version: int = _VERSION
 
     @property
@@ -80,6 +94,9 @@ class Plan(msgspec.Struct, frozen=True, rename="camel"):
             self.name,
             {TopicPartition(self.topic, number): each for number, each in self.partitions.items()},
             forced=self.forced,
+            correction=correction_of(self.redrive.sets, self.redrive.removes)
+            if self.redrive
+            else None,
         )
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final, Literal
 
 from ingester.core.intent import Range
@@ -15,8 +19,9 @@ from ingester.core.record import TopicPartition
 from ingester.core.start import is_given_up
 from ingester.errors import IncompleteError, UnavailableError, UsageError
 from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
+from ingester.progress import bar
 from ingester.receipts import Receipts
-from ingester.replay_plan import Plan
+from ingester.replay_plan import Plan, Redrive
 from ingester.replay_report import Summary
 from ingester.replay_scope import intended
 from ingester.settings import Settings
@@ -36,9 +41,12 @@ class ReplayRun:
         self._plan = plan
         self._again = again
         self._replaying = plan.replaying()
+        # A redrive sends what was refused before: that it is refused again is no bad deployment.
+        limit = {"dead_letters_max": sys.maxsize} if plan.redrive else {}
         self._settings = settings.model_copy(
             update={
-                "topics": (plan.topic,),
+                "topic": (plan.topic,),
+                **limit,
                 "group_id": plan.replay_group_id,
                 "group_instance_id": None,
                 "http_listen": None,
@@ -139,7 +147,13 @@ class ReplayRun:
         return claim != (*self._extents[name], self._plan.forced)
 
     async def _look_beside(self, claimed: Mapping[TopicPartition, Range]) -> None:
-        """UsageError where the group is at work, or has left a doubt, in what is to be sent."""
+        """UsageError where the group is at work, or has left a doubt, in what is to be sent.
+
+        No worker reads dead letters: there it is another redrive that is not to have sent any.
+        """
+        if self._plan.redrive is not None:
+            await self._refuse_if_overtaken(self._plan.redrive, claimed)
+            return
         group = self._plan.group_id
         has_members = await self._admin.members_count(group) > 0
         stored = await self._admin.committed_offsets(group)
@@ -165,6 +179,22 @@ class ReplayRun:
                 f"a worker of {group} has begun to send {', '.join(doubtful)} since the plan was"
                 " made, and has left it in doubt. Make the plan again"
             )
+
+    async def _refuse_if_overtaken(
+        self, redrive: Redrive, claimed: Mapping[TopicPartition, Range]
+    ) -> None:
+        for name, notes in (await self._notes()).items():
+            others = [
+                note
+                for note in notes
+                if isinstance(note, Receipt) and note.items and note.replay != self._plan.name
+            ]
+            if len(others) != redrive.redrives.get(name.partition, 0):
+                await self._note("ended", claimed)  # in vain: nothing of it was sent
+                raise UsageError(
+                    f"letters of {name} were sent since the plan was made, perhaps some of these:"
+                    " make it again"
+                )
 
     async def _note(
         self, state: Literal["started", "ended"], extents: Mapping[TopicPartition, Range]
@@ -219,7 +249,9 @@ class ReplayRun:
 
     async def _summary(self) -> Summary:
         """Count the receipts that it has left, of all its runs."""
-        summary = Summary(self._plan.name, self._plan.topic, self._plan.forced)
+        summary = Summary(
+            self._plan.name, self._plan.topic, self._plan.forced and not self._plan.redrive
+        )
         counted: set[tuple[int, Range]] = set()
         for notes in (await self._notes()).values():
             for note in notes:
@@ -241,3 +273,21 @@ class ReplayRun:
                 " the topic was made anew, or the plan was changed. Make the plan again"
             )
         return {topic: needed}
+
+
+async def carried_out(settings: Settings, plan: Plan, plan_file: Path | None) -> Summary:
+    """Run it to its end, or to the first signal; a second one exits at once."""
+    run = ReplayRun(settings, plan, f"ingester replay --plan {plan_file}")
+    received = False
+
+    def on_signal(number: signal.Signals) -> None:
+        nonlocal received
+        if received:
+            os._exit(128 + number)
+        received = True
+        run.interrupt(number.name)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    with bar("sending", plan.offsets_count) as advance:
+        return await run.run(advance)

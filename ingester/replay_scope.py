@@ -91,7 +91,7 @@ class Selection:
             topic=scope.topic,
             group_id=settings.group_id,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            by=f"{_login()}@{socket.gethostname()}",
+            by=who(),
             reason=scope.reason,
             forced=scope.forced,
             partitions={name.partition: each for name, each in chosen.items() if each},
@@ -261,8 +261,10 @@ def intended(commit: Commit | None) -> list[Range]:
     return merged(each.range for each in ledger.intents) if ledger else []
 
 
-def _login() -> str:
+def who() -> str:
+    """Who runs this, as the notes say."""
     try:
-        return getpass.getuser()
+        login = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
-        return "somebody"
+        login = "somebody"
+    return f"{login}@{socket.gethostname()}"

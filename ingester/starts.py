@@ -34,7 +34,11 @@ class Starts:
         telemetry: Telemetry,
         consumer: UsageConsumer,
         receipts: Receipts,
+        *,
+        keeps_letters: bool,
     ) -> None:
+        """With `keeps_letters` the sources are dead letters, and have none of their own."""
+        self._keeps_letters = keeps_letters
         self._settings = settings
         self._telemetry = telemetry
         self._consumer = consumer
@@ -74,7 +78,8 @@ class Starts:
         missing = [topic for topic in topics if not partitions[topic]]
         if missing:
             raise admin.missing_topic(missing[0])
-        for topic in dict.fromkeys(map(self._settings.dead_letter_topic_for, topics)):
+        letters = () if self._keeps_letters else map(self._settings.dead_letter_topic_for, topics)
+        for topic in dict.fromkeys(letters):
             if (
                 await admin.ensure_topic(topic, DEAD_LETTER_PARTITIONS, KEPT_TOPIC_CONFIG)
                 == "created"

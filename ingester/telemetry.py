@@ -380,6 +380,15 @@ class Telemetry:
             detail=letters[0].rejection.detail,
         )
 
+    def letters_kept(self, batch: Batch, letters: Sequence[DeadLetter]) -> None:
+        self._log.warning(
+            "letters.kept",
+            **_range(batch),
+            codes=dict(Tally(letter.rejection.code for letter in letters)),
+            http_status=letters[0].http_status,
+            detail=letters[0].rejection.detail,
+        )
+
     def dead_letters_retried(self, batch: Batch, topic: str, reason: str, *, refused: bool) -> None:
         log = self._log.error if refused else self._log.warning
         log(

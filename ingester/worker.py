@@ -17,6 +17,7 @@ from ingester import __version__
 from ingester.core.batch import BatchLimits
 from ingester.core.deadletter import DeadLetterLimit
 from ingester.core.event import event_decoder
+from ingester.core.mapping import CorrectedDecode
 from ingester.core.messages import (
     Command,
     DrainRequested,
@@ -88,14 +89,20 @@ class Worker:
     ) -> None:
         self._settings = settings
         self._telemetry = telemetry
+        correction = replay.correction if replay else None
+        keeps_letters = correction is not None  # what it reads are dead letters, and stay so
         self._pipeline = Pipeline(
             limits_of(settings),
-            event_decoder(settings.unknown_members),
+            event_decoder(settings.unknown_members)
+            if correction is None
+            else CorrectedDecode(settings.unknown_members, correction),
             replay.namespace if replay else "",
         )
         self._consumer = UsageConsumer(settings, self)
         self._receipts = Receipts(settings, replay)
-        self._starts = Starts(settings, telemetry, self._consumer, self._receipts)
+        self._starts = Starts(
+            settings, telemetry, self._consumer, self._receipts, keeps_letters=keeps_letters
+        )
         self._reopening = Reopening(
             settings,
             telemetry,
@@ -113,6 +120,7 @@ class Worker:
             self._receipts,
             handle=self._handle,
             failed=self._fail,
+            keeps_letters=keeps_letters,
         )
         self._watchdog = Watchdog(self._pipeline, self._consumer, telemetry, settings.stall_seconds)
         self._wake_at: float | None = None

@@ -12,6 +12,7 @@ from typing import Final
 
 from ingester.core.coverage import Proof
 from ingester.core.intent import Ledger, Range
+from ingester.core.mapping import Correction
 from ingester.core.messages import Commit, Start
 from ingester.core.ranges import subtracted
 from ingester.core.receipt import Note, Receipt, Replay
@@ -29,6 +30,8 @@ class Replaying:
     selected: Mapping[TopicPartition, Sequence[Range]]
     forced: bool = False
     """Whether what has receipts is to be counted once more."""
+    correction: Correction | None = None
+    """Of dead letters, which stay what they are when they are refused again; None for others."""
 
     @property
     def namespace(self) -> str:

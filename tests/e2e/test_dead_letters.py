@@ -297,7 +297,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 async def test_the_readme_can_be_typed(
-    kafka: LocalKafka, topic: TopicFactory, tmp_path: Path
+    kafka: LocalKafka, topic: TopicFactory, simulator: Simulator, tmp_path: Path
 ) -> None:
     """Each command of the chapter does what it says of the letter that it shows."""
     name = await topic(4)
@@ -312,11 +312,12 @@ async def test_the_readme_can_be_typed(
             timestamp_ms=int(datetime(2025, 6, 8, tzinfo=UTC).timestamp() * 1000),
         )
     chapter = README.read_text("utf-8").partition("## Dead letters\n")[2].partition("\n## ")[0]
-    commands = re.findall(r"^\$ (.*)", chapter, re.MULTILINE)
+    commands = re.findall(r"^\$ (.*?)(?: {2,}#.*)?$", chapter, re.MULTILINE)
     settings = {
         "INGESTER_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
         "INGESTER_TOPIC": name,
         "PATH": f"{COMMAND.parent}:/usr/bin:/bin",
+        **simulator.settings(),
     }
 
     said_by = {}
@@ -333,10 +334,12 @@ async def test_the_readme_can_be_typed(
         )
         said_by[command.split()[2]] = ended.stdout
 
-    assert set(said_by) == {"stats", "list", "show", "export"}
+    assert set(said_by) == {"stats", "list", "show", "export", "redrive"}
     assert "18 dead letters of 18 records" in said_by["stats"]
     headings, *_, last = said_by["list"].splitlines()
     assert headings.split() == re.findall(r"^LETTER.*", chapter, re.MULTILINE)[0].split()
     assert last.split()[:2] == [f"{letters}:0:17", f"{name}:3:4100"]
     assert f"{letters}:0:17" in said_by["show"]
     assert len((tmp_path / "letters.ndjson").read_text().splitlines()) == 18
+    assert "18 items with 18 bits acknowledged" in said_by["redrive"]
+    assert simulator.report()["items"] == 18

@@ -50,6 +50,7 @@ def test_no_summary_is_cut() -> None:
         ("dlq list", "  ingester dlq list --code refused --status 422 --not-redriven\n"),
         ("dlq show", "  ingester dlq show usage:3:4100 --json\n"),
         ("dlq stats", "  ingester dlq stats --not-redriven --json\n"),
+        ("dlq redrive", "  ingester dlq redrive --set metadata.region={region} --remove region\n"),
         ("dlq export", "  ingester dlq export --code wrong_type --format csv > letters.csv\n"),
         ("simulate", '"every_nth": 10}, "effect": {"kind": "lose"}},\n'),
         ("demo", "  ingester demo --keep\n"),
