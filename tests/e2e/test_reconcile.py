@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -73,6 +74,12 @@ def write(simulator: Simulator, *items: dict[str, Any]) -> None:
     httpx.post(
         f"{simulator.url}/api/v1/writes", json={"items": items}, headers={"X-Api-Key": API_KEY}
     ).raise_for_status()
+
+
+def taken(simulator: Simulator) -> int:
+    """How many requests the only fault rule has had its way with."""
+    (rule,) = httpx.get(f"{simulator.url}/_simulator/faults").raise_for_status().json()
+    return int(rule["taken"])
 
 
 def forget(simulator: Simulator) -> None:
@@ -436,6 +443,23 @@ async def test_what_cannot_be_asked_is_said(
     asked = [each.format(topic=name) for each in arguments]
 
     assert said.format(topic=name) in reconcile(settled, *asked, exit_code=exit_code).stderr
+
+
+async def test_an_interrupt_leaves_nothing_half_done(
+    settled: Group, simulator: Simulator, ingesters: Ingesters
+) -> None:
+    """Exit code 130 in the middle of the balances, without a word; the next run agrees."""
+    simulator.add_faults({"match": {"method": "GET", "count": 7}, "effect": {"kind": "hang"}})
+    started = ingesters.start("reconcile", settings=settled.settings())
+    eventually(lambda: taken(simulator))
+
+    started.signal(signal.SIGINT)
+
+    assert started.wait() == 130
+    assert "Traceback" not in started.log()
+    assert "Totals" not in started.log()
+    simulator.clear_faults()
+    assert ingesters.run("reconcile", settings=settled.settings()).returncode == 0
 
 
 async def test_what_is_missing_is_said(
