@@ -33,7 +33,7 @@ class Audit:
     """What the books say, all of it read once."""
 
     partitions: Mapping[TopicPartition, PartitionAudit]
-    """Of all topics: a balance knows no partitions."""
+    """Of all topics, for a balance knows no partitions, and of their dead letters' topics."""
     scope: Sequence[TopicPartition]
     """Those whose coverage is judged."""
     committed: Mapping[TopicPartition, int]
@@ -79,9 +79,13 @@ class Auditor:
         """Read everything; `found` is where the group stood before."""
         settings = self._settings
         books = await self._open_books()
-        logs = await extents(settings, settings.topics)
+        logs = await extents(settings, self._sources)
         letters, complete = await self._dead_offsets()
-        names = [name for name in logs if self._scope is None or name in self._scope]
+        names = [
+            name
+            for name in logs
+            if (name.topic in settings.topics if self._scope is None else name in self._scope)
+        ]
         audit = Audit(
             {name: PartitionAudit(name, letters[name], complete) for name in logs},
             names,
@@ -155,7 +159,8 @@ class Auditor:
             cut = note.first_offset < begins
             if cut and not note.forced:
                 boundaries[entry.source] = max(boundaries.get(entry.source, 0), note.next_offset)
-            if audit.log_bits is not None and (cut or note.forced or partition is None):
+            redriven = entry.source.topic in self._letter_topics
+            if audit.log_bits is not None and (cut or note.forced or redriven):
                 self._add(audit.log_bits, note.bits_by_key)
         return boundaries
 
@@ -170,7 +175,7 @@ class Auditor:
             for name in disputes
         }
         again = {place: audit.books[place] for place in places}
-        async for entry in notes(settings, again, settings.topics):
+        async for entry in notes(settings, again, self._sources):
             dispute = disputes.get(entry.source)
             if dispute is not None and dispute.add(entry.offset, entry.note):
                 assert isinstance(entry.note, Receipt)
@@ -225,6 +230,8 @@ class Auditor:
         decode = event_decoder(self._settings.unknown_members)
         wanted: dict[TopicPartition, list[Range]] = {}
         for name, partition in audit.partitions.items():
+            if name.topic in self._letter_topics:
+                continue
             begins = audit.logs[name][0]
             covered = partition.covered.ranges
             settled = merged([(begins, audit.committed.get(name, begins)), *covered])

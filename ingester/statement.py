@@ -124,7 +124,7 @@ async def _read(
     dead = SourceOffsets()
     async for letter in (await Letters.open(settings)).read(Choice(redriven=False)):
         dead.add(letter.origin.partition, letter.origin.offset)
-    since = await offsets_since(settings, dict.fromkeys(audit.logs, stated.begin_ms))
+    since = await offsets_since(settings, dict.fromkeys(audit.scope, stated.begin_ms))
     extents = {name: (max(since[name], audit.logs[name][0]), audit.logs[name][1]) for name in since}
     with bar("records read", sum(end - at for at, end in extents.values())) as advance:
         async for name, records in stream(settings, extents):
@@ -144,7 +144,7 @@ async def _read(
     return [
         f"the log of {name} begins at offset {begins}: retention has taken what was before, and"
         " some of that may be of this period"
-        for name, (begins, ends) in audit.logs.items()
+        for name, (begins, ends) in ((name, audit.logs[name]) for name in audit.scope)
         if 0 < begins == since[name] and await _begins_within(settings, stated, name, begins, ends)
     ]
 

@@ -394,7 +394,8 @@ async def test_redriven_and_replayed_bits_count(
     letters = f"{name}.dead-letters"
     redriven = receipt(letters, 0, 1, {"usage-1": 11})
     await create_topic(settled.servers, f"{letters}.receipts")
-    await produce(settled.servers, f"{letters}.receipts", [redriven], partition=0)
+    for _ in range(2):  # the second after a crash
+        await produce(settled.servers, f"{letters}.receipts", [redriven], partition=0)
     forced = receipt(name, 0, 50, {"usage-2": 13}, replay="again", forced=True)
     await produce(settled.servers, f"{name}.receipts", [forced], partition=0)
     assert len(told(reconcile, settled, exit_code=1)["keys"]) == 2
