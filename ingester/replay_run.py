@@ -54,13 +54,16 @@ class ReplayRun:
         )
         self._admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
         self._receipts = Receipts(self._settings, self._replaying)
-        self._worker = Worker(self._settings, Telemetry(), self._replaying)
+        self._worker: Worker | None = None  # made once the ranges are claimed
+        self._signal_name: str | None = None  # of whoever interrupts it
         self._extents = self._replaying.extents()
         self._ended = False  # everything is settled and committed
 
     def interrupt(self, signal_name: str) -> None:
         """Settle what is in flight, and leave the rest for another run."""
-        self._worker.request_stop(signal_name)
+        self._signal_name = signal_name
+        if self._worker is not None:
+            self._worker.request_stop(signal_name)
 
     async def run(self, progressed: Callable[[int], None]) -> Summary:
         """Send everything; IncompleteError when something halts it, or somebody ends it.
@@ -72,9 +75,12 @@ class ReplayRun:
         try:
             if not await self._claim():
                 return await self._summary()
-            watching = asyncio.create_task(self._watch(progressed))
+            self._worker = worker = Worker(self._settings, Telemetry(), self._replaying)
+            if self._signal_name is not None:
+                worker.request_stop(self._signal_name)
+            watching = asyncio.create_task(self._watch(worker, progressed))
             try:
-                await self._worker.run()
+                await worker.run()
             except IncompleteError as error:
                 raise IncompleteError(
                     f"{error} To continue: {self._again}\nWhat of it is in doubt, if it halted:"
@@ -207,7 +213,7 @@ class ReplayRun:
             )
             await self._receipts.write_note(note)
 
-    async def _watch(self, progressed: Callable[[int], None]) -> None:
+    async def _watch(self, worker: Worker, progressed: Callable[[int], None]) -> None:
         """Let partitions rest that are done, and end the run with the last of them."""
         loop = asyncio.get_running_loop()
         done: dict[TopicPartition, int] = {}
@@ -215,7 +221,7 @@ class ReplayRun:
         settled = 0
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            own = self._worker.partitions
+            own = worker.partitions
             done |= {name: state.committed for name, state in own.items()}
             if loop.time() >= look_at and not self._extents.keys() <= own.keys():
                 look_at = loop.time() + _GROUP_LOOK_SECONDS
@@ -227,14 +233,14 @@ class ReplayRun:
             settled = now_settled
             finished = [name for name in own if not self._is_open(name, done)]
             if finished:
-                self._worker.rest(finished)
+                worker.rest(finished)
             if not any(self._is_open(name, done) for name in self._extents):
                 self._ended = True
-                self._worker.request_stop("the end of the plan")
+                worker.request_stop("the end of the plan")
                 return
             halted = [name for name in own if own[name].halt_reason]
             if halted and own.keys() <= {*halted, *finished}:
-                self._worker.request_stop("a halt of every partition")
+                worker.request_stop("a halt of every partition")
                 return
 
     def _is_open(self, name: TopicPartition, done: Mapping[TopicPartition, int]) -> bool:

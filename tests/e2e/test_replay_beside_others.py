@@ -124,6 +124,7 @@ async def test_a_claim_that_workers_do_not_know_of_is_not_carried_out(
     refused = replay(half, "--plan", str(plan_file), exit_code=64)
 
     assert f"Stop them, and continue: ingester replay --plan {plan_file}" in refused.stderr
+    assert "Unclosed" not in refused.stderr
     stop(worker)
     replay(half, "--plan", str(plan_file))
     half.start()
