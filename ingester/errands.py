@@ -78,7 +78,10 @@ class Errands:
         self._tasks: set[asyncio.Task[None]] = set()
         # Everything that was begun and has not ended; each removes itself.
         self._gathered: dict[TopicPartition, list[WriteReceipt]] = {}
-        # Receipts that wait for others, by the source's partition; taken a moment after the first.
+        # Receipts that wait for others, by the source's partition; taken a moment after the first,
+        # or after the end of those before them: a broker that is slow gets them in larger groups.
+        self._receipting: set[TopicPartition] = set()
+        self._departure: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Connect to what dead letters are written to; UnavailableError when that is impossible."""
@@ -169,19 +172,29 @@ class Errands:
 
     def _gather(self, receipt: WriteReceipt) -> None:
         """Let receipts wait a moment for others: most of their cost is that of each request."""
-        if not self._gathered:
-            asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._write_gathered)
         self._gathered.setdefault(receipt.batch.partition, []).append(receipt)
+        self._depart_soon()
 
-    def _write_gathered(self) -> None:
-        gathered, self._gathered = self._gathered, {}
-        for source, receipts in gathered.items():
-            self._run(self._write_receipts(source, receipts))
+    def _depart_soon(self) -> None:
+        if self._departure is None:
+            loop = asyncio.get_running_loop()
+            self._departure = loop.call_later(_GATHER_SECONDS, self._depart)
+
+    def _depart(self) -> None:
+        self._departure = None
+        for source in self._gathered.keys() - self._receipting:
+            self._receipting.add(source)
+            self._run(self._write_receipts(source, self._gathered.pop(source)))
 
     async def _write_receipts(
         self, source: TopicPartition, receipts: Sequence[WriteReceipt]
     ) -> None:
-        outcomes = await self._receipts.write(source, receipts)
+        try:
+            outcomes = await self._receipts.write(source, receipts)
+        finally:
+            self._receipting.discard(source)
+            if source in self._gathered:
+                self._depart_soon()
         for receipt, written in zip(receipts, outcomes, strict=True):
             batch = receipt.batch
             if isinstance(written, int):
