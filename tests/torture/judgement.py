@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import Any
 
 from tests.support.kafka import read_all
 from tests.torture.audit import Findings, doubles, violations
@@ -46,7 +45,10 @@ async def judge(round_: Round, servers: str) -> None:
     outcome.in_doubt = _by_point(round_, set(times))
     outcome.resent = _by_point(round_, {key for key in times if times[key] > 1})
     outcome.doubles = _by_point(round_, again)
-    outcome.unnamed = sorted(again - _named(round_, receipts))
+    outcome.violations += [
+        f"{key} was counted twice, and no receipt says that it was in doubt"
+        for key in sorted(again - {each["idempotencyKey"] for each in receipts if each["inDoubt"]})
+    ]
     for name, worker in round_.workers.items():
         log = worker.process.log()
         outcome.tracebacks += log.count('"exception":')
@@ -89,16 +91,3 @@ def _by_point(round_: Round, keys: set[str]) -> dict[str, int]:
         counts[death.point] += len(rest & left)
         rest -= left
     return dict(+counts)
-
-
-def _named(round_: Round, receipts: list[dict[str, Any]]) -> set[str]:
-    """The keys of which a receipt or a log line says that they were sent again."""
-    named = {each["idempotencyKey"] for each in receipts if each["attempts"] > 1}
-    for worker in round_.workers.values():
-        for line in worker.process.log().splitlines():
-            if line[:1] != "{" or line[-1:] != "}" or "idempotency_key" not in line:
-                continue
-            logged = json.loads(line)
-            if logged.get("attempt", 1) > 1 or logged["event"] != "batch.acknowledged":
-                named.add(logged["idempotency_key"])
-    return named

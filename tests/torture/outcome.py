@@ -41,8 +41,6 @@ class Outcome:
     """By point: those of them that came again."""
     doubles: dict[str, int] = field(default_factory=dict)
     """By point: those of them that were counted again."""
-    unnamed: list[str] = field(default_factory=list)
-    """Keys of doubles that neither a receipt nor a log line shows as sent again."""
     own_exits: dict[int, int] = field(default_factory=dict)
     """Exit codes of workers that nobody had asked to end."""
     halted: int = 0

@@ -99,8 +99,6 @@ def as_markdown(outcomes: Sequence[Outcome]) -> str:
     if exits:
         codes = ", ".join(f"{code} ({number} times)" for code, number in sorted(exits.items()))
         parts.append(f"Workers ended by themselves, or with something unsettled: {codes}.")
-    if unnamed := sum(len(each.unnamed) for each in outcomes):
-        parts.append(f"Doubles that no receipt and no log line shows as sent again: {unnamed}.")
     if tracebacks := sum(each.tracebacks for each in outcomes):
         parts.append(f"Log lines of workers that carry a traceback: {tracebacks}.")
     parts += [
