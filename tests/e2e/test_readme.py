@@ -12,7 +12,8 @@ import pytest
 from tests.conftest import TopicFactory
 from tests.support.kafka import read_all
 from tests.support.processes import Ingesters
-from tests.support.workers import Group, usage
+from tests.support.simulator import Simulator
+from tests.support.workers import Group, totals, usage
 
 GroupOf = Callable[..., Group]
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -85,3 +86,29 @@ async def test_what_proves_it_runs_as_written(book: Book) -> None:
 
     for command, output in told:
         book.plays(command, output)
+
+
+async def test_a_backfill_runs_as_written(
+    group_of: GroupOf, topic: TopicFactory, ingesters: Ingesters, simulator: Simulator
+) -> None:
+    """Each command of the chapter sends what it says, the plan by its name included."""
+    group = group_of(await topic(4))
+    await group.produce(usage(5000), partition=3)
+    worker = group.start()
+    await group.settled()
+    worker.process.terminate()
+    assert worker.process.wait() == 0
+    await group.produce(usage(5000, first=5000), partition=3)
+    name = group.topics[0]
+    book = Book(group, ingesters, {"usage:": f"{name}:", "usage ": f"{name} "})
+    told = [command for command, _ in chapter("Backfill")]
+    *once, forced = told
+    assert "--force" in forced
+
+    for command in once:
+        book.plays(command, [])
+    assert simulator.report()["keys"] == totals(usage(10_000))
+
+    book.plays(forced, [])
+    again = usage(100, first=4100)
+    assert simulator.report()["keys"] == totals([*usage(10_000), *again])
