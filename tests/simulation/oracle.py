@@ -97,7 +97,8 @@ class Oracle:
             f"integrity: the body of {batch} is not its records' items",
         )
         promise(
-            self._bodies.setdefault(key, batch.body) == batch.body,
+            self._bodies.setdefault(key, batch.body) == batch.body
+            or any(each.record.offset in book.vanished for each in entries),
             f"integrity: the key of {batch} carries two bodies",
         )
         promise(not book.unjudged, f"in doubt: {batch} is sent, and the group has lost its offsets")
@@ -326,8 +327,11 @@ class Oracle:
         """What somebody who knows the endpoint's books decides about a doubt."""
         book = self._books[name]
         entries = book.within(*range_)
-        applied = any(book.applied[each.record.offset] for each in entries)
-        return "acknowledged" if applied else "resend"
+        applied = [book.applied[each.record.offset] > 0 for each in entries if each.item]
+        if any(each.record.offset in book.forgotten for each in entries):
+            # A part may have been applied in a batch that nobody knows of any more.
+            return "acknowledged" if all(applied) else "resend"
+        return "acknowledged" if any(applied) else "resend"
 
     def _excuse(self, name: TopicPartition, book: _Book, reason: str) -> None:
         limits = self._plan.limits

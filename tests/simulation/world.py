@@ -298,7 +298,12 @@ class World:
 
     def _settled(self) -> bool:
         """Whether nothing more will happen: the halts are judged at the end."""
-        halted = self._halts()
+        halted = {
+            name
+            for process in self._staying()
+            for name in process.halts
+            if process.pipeline.may_be_reopened(name)
+        }
         return bool(self._staying()) and all(
             name in halted or self.committed(name).next_offset == end
             for name, end in self.ends.items()
