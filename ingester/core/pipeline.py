@@ -420,7 +420,7 @@ class Pipeline:
                 commands.append(step_of(each))
             else:
                 part, too_many = each
-                # Where it has halted already, the reason stays, and with it that the rest is settled.
+                # Where it has halted already that reason stays, and the rest is settled.
                 self._halt(part, too_many, commands, ends=part.halt_reason is None)
 
     def _is_ending(self, part: Partition) -> bool:
