@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -26,7 +24,7 @@ from ingester.replay_report import Summary
 from ingester.replay_scope import intended
 from ingester.settings import Settings
 from ingester.telemetry import Telemetry
-from ingester.worker import Worker
+from ingester.worker import Worker, stop_by_signal
 
 _WATCH_SECONDS: Final = 0.2  # between looks at how far the worker is
 _GROUP_LOOK_SECONDS: Final = 2.0  # between looks at how far others are that carry out the same plan
@@ -284,16 +282,6 @@ class ReplayRun:
 async def carried_out(settings: Settings, plan: Plan, plan_file: Path | None) -> Summary:
     """Run it to its end, or to the first signal; a second one exits at once."""
     run = ReplayRun(settings, plan, f"ingester replay --plan {plan_file}")
-    received = False
-
-    def on_signal(number: signal.Signals) -> None:
-        nonlocal received
-        if received:
-            os._exit(128 + number)
-        received = True
-        run.interrupt(number.name)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    stop_by_signal(run.interrupt)
     with bar("sending", plan.offsets_count) as advance:
         return await run.run(advance)

@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from ingester import __version__
@@ -351,6 +351,12 @@ class Worker:
 async def run_worker(settings: Settings) -> None:
     """Run a worker until SIGTERM or SIGINT; a second signal exits at once with 128 + its number."""
     worker = Worker(settings, Telemetry())
+    stop_by_signal(worker.request_stop)
+    await worker.run()
+
+
+def stop_by_signal(request_stop: Callable[[str], None]) -> None:
+    """Ask by name at the first SIGTERM or SIGINT; exit at once at the second."""
     loop = asyncio.get_running_loop()
     received = False
 
@@ -359,8 +365,7 @@ async def run_worker(settings: Settings) -> None:
         if received:
             os._exit(128 + number)
         received = True
-        worker.request_stop(number.name)
+        request_stop(number.name)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    await worker.run()
