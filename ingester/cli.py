@@ -16,7 +16,7 @@ import typer
 
 from ingester import __version__
 from ingester.errors import EXIT_BUG, IngesterError, OutputError, UsageError
-from ingester.telemetry import configure_logging
+from ingester.log_lines import configure_logging
 
 # Where each command is. To import all of them takes 0.05 s of CPU more than `run` alone, and what
 # they import stays in the memory of a worker.

@@ -32,12 +32,12 @@ from ingester.letter_options import (
     To,
     choice_of,
 )
+from ingester.log_lines import configure_logging
 from ingester.redrive_plan import choose, plans_of
 from ingester.redrive_report import document, lines, summary_lines
 from ingester.replay_plan import Plan, save
 from ingester.replay_run import carried_out
 from ingester.settings import Settings
-from ingester.telemetry import configure_logging
 
 
 def redrive(

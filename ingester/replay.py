@@ -22,12 +22,12 @@ from ingester.arguments import AsJson, ConfigFile
 from ingester.config import load
 from ingester.core.intent import Range
 from ingester.errors import ConfigurationError, UsageError
+from ingester.log_lines import configure_logging
 from ingester.replay_plan import Plan, described, read, save
 from ingester.replay_report import plan_lines, summary_lines
 from ingester.replay_run import carried_out
 from ingester.replay_scope import Scope, Selection
 from ingester.settings import Settings
-from ingester.telemetry import configure_logging
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,60}")
 _TARGET = re.compile(

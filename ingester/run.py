@@ -9,8 +9,8 @@ import uvloop
 
 from ingester.arguments import ConfigFile
 from ingester.config import load
+from ingester.log_lines import configure_logging
 from ingester.settings import Settings
-from ingester.telemetry import configure_logging
 from ingester.worker import run_worker
 
 
