@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ingester.books import Entry, Letter, dead_letters, extents, notes
+from ingester.books import Entry, LetterEntry, dead_letters, extents, notes
 from ingester.core.batch import Batch
 from ingester.core.fate import Evidence, Fate, Place, covering, evidence, fate_of
 from ingester.core.receipt import Receipt, Resolution
@@ -32,7 +32,7 @@ class Account:
     evidence: Evidence
     entries: Sequence[Entry]
     """The notes that cover it, each with where it is."""
-    letters: Sequence[Letter]
+    letters: Sequence[LetterEntry]
     redrives: Sequence[Entry]
     """Receipts of those letters."""
     record: Record | None
@@ -57,7 +57,7 @@ async def account_of(settings: DoubtSettings, name: TopicPartition, offset: int)
     begins, ends = logs[name]
     record = await _record_at(settings, name, offset) if begins <= offset < ends else None
     entries = await _entries_on(settings, name, offset, record)
-    letters: Sequence[Letter] = ()
+    letters: Sequence[LetterEntry] = ()
     if offset < ends and not _is_without_dead_letters(entries):
         letters = await _letters_of(settings, name, offset)
     committed = standing.commit.next_offset if standing else None
@@ -130,7 +130,7 @@ def _is_without_dead_letters(entries: Sequence[Entry]) -> bool:
 
 async def _letters_of(
     settings: DoubtSettings, name: TopicPartition, offset: int
-) -> Sequence[Letter]:
+) -> Sequence[LetterEntry]:
     opened = await extents(settings, [settings.dead_letter_topic_for(name.topic)])
     return [
         letter
@@ -139,7 +139,7 @@ async def _letters_of(
     ]
 
 
-async def _redrives_of(settings: DoubtSettings, letters: Sequence[Letter]) -> Sequence[Entry]:
+async def _redrives_of(settings: DoubtSettings, letters: Sequence[LetterEntry]) -> Sequence[Entry]:
     """Return the receipts of dead letters that were sent, those of the dead-letter topic."""
     places = {(letter.place, letter.record.offset) for letter in letters}
     topics = {place.topic for place, _ in places}

@@ -40,7 +40,7 @@ class Entry(NamedTuple):
         return TopicPartition(self.note.topic, self.note.partition)
 
 
-class Letter(NamedTuple):
+class LetterEntry(NamedTuple):
     """A dead letter, where it is and where it came from."""
 
     place: TopicPartition
@@ -98,12 +98,12 @@ async def notes(
 
 async def dead_letters(
     settings: KafkaSettings, extents: Extents, sources: Collection[str]
-) -> AsyncIterator[Letter]:
+) -> AsyncIterator[LetterEntry]:
     """Read dead-letter topics; only what came from these source topics, some of it repeatedly."""
     async for place, record in _records(settings, extents, "dead letters read"):
         origin = origin_of(record.headers)
         if origin is not None and origin.partition.topic in sources:
-            yield Letter(place, record, origin)
+            yield LetterEntry(place, record, origin)
 
 
 async def _records(

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from ingester.accounts import Account
-from ingester.books import Entry, Letter
+from ingester.books import Entry, LetterEntry
 from ingester.core.fate import FINAL
 from ingester.core.receipt import Receipt
 from ingester.core.record import Record
@@ -124,7 +124,7 @@ def receipt_lines(entry: Entry) -> Iterator[str]:
     yield _line("receipt", f"{entry.place}:{entry.offset}")
 
 
-def _letter_lines(letter: Letter) -> Iterator[str]:
+def _letter_lines(letter: LetterEntry) -> Iterator[str]:
     origin = letter.origin
     yield _line("dead letter", f"{letter.place}:{letter.record.offset}, {origin.code}")
     if origin.http_status is not None:
@@ -248,7 +248,7 @@ def receipt_document(entry: Entry) -> dict[str, object]:
     return {**said, **where, "receiptsOffset": entry.offset}
 
 
-def _letter_document(letter: Letter) -> dict[str, object]:
+def _letter_document(letter: LetterEntry) -> dict[str, object]:
     origin = letter.origin
     return {
         "topic": letter.place.topic,

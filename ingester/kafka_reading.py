@@ -42,24 +42,24 @@ def read_in_lists(consumer: AIOKafkaConsumer, records_max: int) -> None:
     then comes UnreadableRecordError, and only for its own partition as long as `getmany` is asked
     for one list at a time.
     """
-    fetcher: Any = consumer._fetcher  # noqa: SLF001 -- what it fetched is to be had nowhere else
-    fetch = fetcher._proc_fetch_request  # noqa: SLF001 -- the one place where it is put
+    fetcher: Any = consumer._fetcher
+    fetch = fetcher._proc_fetch_request  # the one place where it is put
 
     async def fetched(assignment: object, node_id: int, request: object) -> bool:
         has_records: bool = await fetch(assignment, node_id, request)
-        for result in fetcher._records.values():  # noqa: SLF001 -- as said
+        for result in fetcher._records.values():
             if type(result) is FetchResult:
                 _replace_iterator(result, records_max)
         return has_records
 
-    fetcher._proc_fetch_request = fetched  # noqa: SLF001 -- as said
+    fetcher._proc_fetch_request = fetched
 
 
 def _replace_iterator(result: Any, records_max: int) -> None:
-    unread = result._partition_records  # noqa: SLF001 -- as said
+    unread = result._partition_records
     if type(unread) is PartitionRecords:
-        unread._records_iterator = None  # noqa: SLF001 -- it refers to `unread`: a cycle of 1 MiB
-        result._partition_records = _RecordLists(unread, records_max)  # noqa: SLF001 -- as said
+        unread._records_iterator = None  # it refers to `unread`: a cycle of 1 MiB
+        result._partition_records = _RecordLists(unread, records_max)
 
 
 class _RecordLists:
@@ -99,7 +99,7 @@ def _lists(unread: Any, records_max: int) -> Iterator[list[Record]]:
         elif failure is None:
             return
     raise UnreadableRecordError(
-        TopicPartition(*unread._tp),  # noqa: SLF001 -- as said
+        TopicPartition(*unread._tp),
         unread.next_fetch_offset,
         max(unread.next_fetch_offset + 1, batches.next_offset),
         failure,
@@ -116,7 +116,7 @@ class _Batches:
     def __iter__(self) -> Iterator[Iterator[Record]]:
         unread = self._unread
         fetch_offset = unread.next_fetch_offset
-        fetched = unread._records  # noqa: SLF001 -- as said
+        fetched = unread._records
         while fetched.has_next():
             batch = fetched.next_batch()
             self.next_offset = batch.next_offset
@@ -134,9 +134,9 @@ def _holds_records(unread: Any, batch: Any) -> bool:
     if not batch.validate_crc():
         raise CorruptRecordException("its checksum is wrong")
     if batch.producer_id is not None:
-        aborted = unread._aborted_producers  # noqa: SLF001 -- as said
-        unread._consume_aborted_up_to(batch.base_offset)  # noqa: SLF001 -- as said
-        if batch.is_control_batch and unread._contains_abort_marker(batch):  # noqa: SLF001 -- as said
+        aborted = unread._aborted_producers
+        unread._consume_aborted_up_to(batch.base_offset)
+        if batch.is_control_batch and unread._contains_abort_marker(batch):
             aborted.discard(batch.producer_id)
         if batch.is_transactional and batch.producer_id in aborted:
             return False

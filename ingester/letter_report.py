@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 import msgspec
 
 from ingester.core.letters import Letter
+from ingester.moments import age, iso
 from ingester.tables import harmless
 
 HEADINGS: Final = (
@@ -33,16 +34,10 @@ def row(letter: Letter, now: datetime) -> Sequence[str]:
         "-" if origin.http_status is None else str(origin.http_status),
         "-" if letter.account is None else harmless(letter.account, _NAME_SHOWN_MAX),
         "-" if letter.key is None else harmless(letter.key, _NAME_SHOWN_MAX),
-        _age(letter.record_time, now),
+        age(letter.record_time, now),
         "redriven" if letter.redriven else "repeats" if letter.repeats else "-",
         harmless(origin.detail, _DETAIL_SHOWN_MAX),
     )
-
-
-def _age(moment: datetime | None, now: datetime) -> str:
-    if moment is None:
-        return "-"
-    return str(max(timedelta(0), timedelta(seconds=int((now - moment).total_seconds()))))
 
 
 def document(letter: Letter) -> dict[str, object]:
@@ -60,8 +55,8 @@ def document(letter: Letter) -> dict[str, object]:
         "httpStatus": origin.http_status,
         "accountId": letter.account,
         "key": letter.key,
-        "recordTime": _iso(letter.record_time),
-        "deadLetteredAt": _iso(letter.dead_lettered_at),
+        "recordTime": iso(letter.record_time),
+        "deadLetteredAt": iso(letter.dead_lettered_at),
         "redriven": letter.redriven,
         "repeats": letter.repeats,
     }
@@ -114,10 +109,6 @@ def _content(name: str, content: bytes | None) -> Mapping[str, str | None]:
         return {f"{name}Base64": base64.b64encode(content).decode("ascii")}
 
 
-def _iso(moment: datetime | None) -> str | None:
-    return moment.isoformat(timespec="milliseconds") if moment else None
-
-
 def details(letter: Letter) -> Iterator[str]:
     """Everything of a letter, line by line."""
     origin = letter.origin
@@ -127,8 +118,8 @@ def details(letter: Letter) -> Iterator[str]:
         "code": origin.code,
         "detail": origin.detail,
         "HTTP status": origin.http_status,
-        "record time": _iso(letter.record_time),
-        "dead-lettered": _iso(letter.dead_lettered_at),
+        "record time": iso(letter.record_time),
+        "dead-lettered": iso(letter.dead_lettered_at),
         "account": letter.account,
         "key": letter.key,
         "redriven": "yes" if letter.redriven else "no",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final
 
+from ingester.moments import age, age_seconds, iso
 from ingester.overview import Asked, Overview, PartitionView
 from ingester.tables import Table, harmless
 
@@ -64,8 +65,9 @@ def _needs_of_partition(view: PartitionView, seen: Overview) -> Iterator[str]:
     since = _doubts_since(view)
     if since is not None and (seen.looked_at - since).total_seconds() > seen.stall_seconds:
         yield (
-            f"{name} has had batches in doubt since {_iso(since)}: `ingester resolve {name}` shows"
-            " them. A worker that is well, with a PacSpace that answers, settles them by itself."
+            f"{name} has had batches in doubt since {iso(since, 'seconds')}:"
+            f" `ingester resolve {name}` shows them. A worker that is well, with a PacSpace that"
+            " answers, settles them by itself."
         )
 
 
@@ -105,9 +107,9 @@ def _row(view: PartitionView, seen: Overview) -> Sequence[str]:
         str(standing.commit.next_offset) if standing.has_committed else "-",
         str(standing.log_ends),
         str(view.lag),
-        _age(view.oldest_time, seen.looked_at),
+        age(view.oldest_time, seen.looked_at),
         "-" if view.oldest_offset is None else str(view.oldest_offset),
-        f"{in_doubt}{items}, {_age(since, seen.looked_at)}" if doubts else "-",
+        f"{in_doubt}{items}, {age(since, seen.looked_at)}" if doubts else "-",
         standing.owner or "-",
         _state(view),
     )
@@ -147,7 +149,7 @@ def document(seen: Overview) -> dict[str, object]:
     return {
         "group": seen.group_id,
         "state": seen.state,
-        "lookedAt": _iso(seen.looked_at),
+        "lookedAt": iso(seen.looked_at, "seconds"),
         "needsSomebody": found,
         "members": [
             {
@@ -175,14 +177,14 @@ def _partition(view: PartitionView, seen: Overview) -> dict[str, object]:
         "logBegins": standing.log_begins,
         "logEnds": standing.log_ends,
         "lag": view.lag,
-        "lagSeconds": _seconds(view.oldest_time, seen.looked_at),
+        "lagSeconds": age_seconds(view.oldest_time, seen.looked_at),
         "oldestUncommitted": None
         if view.oldest_offset is None
-        else {"offset": view.oldest_offset, "time": view.oldest_time and _iso(view.oldest_time)},
+        else {"offset": view.oldest_offset, "time": iso(view.oldest_time, "seconds")},
         "inDoubt": {
             "batches": len(view.in_doubt),
             "items": view.items if view.in_doubt else 0,
-            "since": since and _iso(since),
+            "since": iso(since, "seconds"),
         },
         "worker": standing.owner,
         "state": _state(view),
@@ -196,16 +198,3 @@ def _doubts_since(view: PartitionView) -> datetime | None:
     if not view.in_doubt:
         return None
     return datetime.fromtimestamp(min(each.intended_at for each in view.in_doubt), UTC)
-
-
-def _seconds(moment: datetime | None, now: datetime) -> int | None:
-    return None if moment is None else max(0, int((now - moment).total_seconds()))
-
-
-def _age(moment: datetime | None, now: datetime) -> str:
-    seconds = _seconds(moment, now)
-    return "-" if seconds is None else str(timedelta(seconds=seconds))
-
-
-def _iso(moment: datetime) -> str:
-    return moment.isoformat(timespec="seconds")
