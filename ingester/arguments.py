@@ -1,11 +1,17 @@
-"""Command line options that several commands share."""
+"""What commands share at the command line: options, who types them, and the answer as JSON."""
 
 from __future__ import annotations
 
+import contextlib
+import getpass
+import os
+import socket
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 ConfigFile = Annotated[
@@ -24,3 +30,16 @@ def moment(text: str) -> datetime:
             f"{text!r} should be a time as 2025-06-10T14:30:00Z, or a day as 2025-06-10"
         ) from None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def who() -> str:
+    """Say who runs a command, for the notes that it leaves."""
+    user = str(os.getuid())  # what is left in a container without a list of users
+    with contextlib.suppress(KeyError, OSError):
+        user = getpass.getuser()
+    return f"{user}@{socket.gethostname()}"
+
+
+def print_json(document: object) -> None:
+    """Print a document for programs, in one line."""
+    sys.stdout.buffer.write(msgspec.json.encode(document) + b"\n")

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 
-from ingester.arguments import AsJson, ConfigFile
+from ingester.arguments import AsJson, ConfigFile, print_json
 from ingester.config import load
 from ingester.core.letters import Choice, Source
 from ingester.core.record import TopicPartition
@@ -241,7 +241,7 @@ async def _show(
     if not found:
         raise UsageError(f"the record at {where}:{offset} has no dead letter")
     if as_json:
-        _print_json({"letters": [whole(each) for each in found]})
+        print_json({"letters": [whole(each) for each in found]})
         return
     sys.stdout.write("\n".join(line for each in found for line in details(each)) + "\n")
 
@@ -252,7 +252,7 @@ async def _stats(settings: LedgerSettings, choice: Choice, *, as_json: bool) -> 
     async for letter in letters.read(choice):
         counts.add(letter)
     if as_json:
-        _print_json(counts.document())
+        print_json(counts.document())
     else:
         sys.stdout.write("\n".join(counts.lines()) + "\n")
     _warn(letters)
@@ -267,7 +267,7 @@ async def _export(settings: LedgerSettings, choice: Choice, *, as_csv: bool) -> 
         if as_csv:
             writer.writerow(csv_row(letter))
         else:
-            sys.stdout.buffer.write(msgspec.json.encode(whole(letter)) + b"\n")
+            print_json(whole(letter))
     _warn(letters)
 
 
@@ -280,10 +280,6 @@ async def _print_array(documents: AsyncIterator[Mapping[str, object]]) -> None:
         output.write(separator + msgspec.json.encode(each))
         separator = b",\n"
     output.write(b"]}\n")
-
-
-def _print_json(document: Mapping[str, object]) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(document) + b"\n")
 
 
 def _warn(letters: Letters) -> None:

@@ -12,7 +12,11 @@ from ingester.core.intent import Intent, Range
 from ingester.core.receipt import Decision, Note, Receipt, Resolution
 from ingester.core.record import TopicPartition
 from ingester.doubts import Standing
+from ingester.tables import Table
 
+_HEADINGS: Final = (
+    "PARTITION", "RANGE", "SINCE", "AGE", "ITEMS", "BITS", "KEY", "DECIDED", "WORKER",
+)  # fmt: skip
 _KEYS_SHOWN_MAX: Final = 20
 _KEYS_LISTED_MAX: Final = 3  # of each batch, where several are shown
 _BATCHES_LISTED_MAX: Final = 20
@@ -27,7 +31,7 @@ def table(
     offset: int | None = None,
 ) -> Iterator[str]:
     """One aligned line for each batch in doubt, below a line of headings; none for none."""
-    rows: list[tuple[str, ...]] = [
+    rows = [
         (
             str(standing.name),
             shown(intent.range),
@@ -40,15 +44,7 @@ def table(
         for standing in standings
         for intent in standing.doubts_at(offset)
     ]
-    if not rows:
-        return
-    rows.insert(
-        0, ("PARTITION", "RANGE", "SINCE", "AGE", "ITEMS", "BITS", "KEY", "DECIDED", "WORKER")
-    )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        yield "  ".join(cells).rstrip()
+    yield from Table(_HEADINGS).lines(rows)
 
 
 def _facts(batch: Batch | None) -> tuple[str, str, str]:

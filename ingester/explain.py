@@ -12,11 +12,10 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-import msgspec
 import typer
 
 from ingester.accounts import Account, account_of, origin_of_letter
-from ingester.arguments import AsJson, ConfigFile
+from ingester.arguments import AsJson, ConfigFile, print_json
 from ingester.books import Entry, extents, notes
 from ingester.config import load
 from ingester.core.fate import FINAL
@@ -150,7 +149,7 @@ async def _explain_offset(
     if account.fate not in FINAL and url is not None:
         worker = await worker_status(url)
     if as_json:
-        _print_json(document(account, worker, url, with_record=with_record))
+        print_json(document(account, worker, url, with_record=with_record))
     else:
         said = [*lines(account, worker, url)]
         if with_record:
@@ -187,7 +186,7 @@ async def _explain_batch(
         found = batch_document(entries)
         if with_record:
             found["records"] = [list(map(record_document, each)) for each in records]
-        _print_json(found)
+        print_json(found)
     else:
         said = [] if entries else [f"No receipt names {wanted}."]
         for entry, found_records in zip(entries, records, strict=True):
@@ -205,7 +204,3 @@ async def _records_of(settings: ExplainSettings, entry: Entry) -> Sequence[Recor
         return await reader.read(entry.source, entry.note.first_offset, entry.note.next_offset)
     finally:
         await reader.stop()
-
-
-def _print_json(found: dict[str, object]) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
+from ingester.arguments import who
 from ingester.core.batch import BatchBuilder, BatchLimits
 from ingester.core.event import UsageEvent
 from ingester.core.intent import Range
@@ -18,7 +19,6 @@ from ingester.core.mapping import CorrectedDecode, correction_of
 from ingester.core.record import TopicPartition
 from ingester.letters import Letters, opened
 from ingester.replay_plan import Counts, Plan, Redrive
-from ingester.replay_scope import who
 from ingester.settings import Settings
 
 _SHOWN_MAX: Final = 20

@@ -18,7 +18,7 @@ import msgspec
 import typer
 import uvloop
 
-from ingester.arguments import AsJson, ConfigFile
+from ingester.arguments import AsJson, ConfigFile, moment, print_json
 from ingester.config import load
 from ingester.core.intent import Range
 from ingester.errors import ConfigurationError, UsageError
@@ -47,11 +47,14 @@ def replay(
         ),
     ] = None,
     begin: Annotated[
-        str | None,
-        typer.Option("--from", metavar="TIME", help="Records from this time on, ISO 8601."),
+        datetime | None,
+        typer.Option(
+            "--from", metavar="TIME", parser=moment, help="Records from this time on, ISO 8601."
+        ),
     ] = None,
     end: Annotated[
-        str | None, typer.Option("--to", metavar="TIME", help="Records before this time.")
+        datetime | None,
+        typer.Option("--to", metavar="TIME", parser=moment, help="Records before this time."),
     ] = None,
     unreceipted: Annotated[
         bool,
@@ -139,14 +142,14 @@ def replay(
         sys.stdout.write("\n".join(plan_lines(plan, plan_file)) + "\n")
     summary = uvloop.run(carried_out(settings, plan, plan_file))
     if as_json:
-        _print_json(msgspec.to_builtins(summary))
+        print_json(msgspec.to_builtins(summary))
     else:
         sys.stdout.write("\n".join(summary_lines(summary)) + "\n")
 
 
 def _show(plan: Plan, plan_file: Path | None, *, as_json: bool) -> None:
     if as_json:
-        _print_json(described(plan))
+        print_json(described(plan))
     else:
         sys.stdout.write("\n".join(plan_lines(plan, plan_file)) + "\n")
 
@@ -154,8 +157,8 @@ def _show(plan: Plan, plan_file: Path | None, *, as_json: bool) -> None:
 def _scope(
     settings: Settings,
     target: str | None,
-    begin: str | None,
-    end: str | None,
+    begin: datetime | None,
+    end: datetime | None,
     account: str | None,
     key: str | None,
     name: str | None,
@@ -180,8 +183,8 @@ def _scope(
         reason=reason.strip(),
         partition=int(found["partition"]) if found["partition"] else None,
         offsets=offsets,
-        begin=_moment("--from", begin, now),
-        end=_moment("--to", end, now),
+        begin=_past("--from", begin, now),
+        end=_past("--to", end, now),
         account=account,
         key=key,
         forced=force,
@@ -196,21 +199,9 @@ def _offsets(first: str | None, next_: str | None) -> Range | None:
     return int(first), int(next_)
 
 
-def _moment(option: str, text: str | None, now: datetime) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
+def _past(option: str, moment: datetime | None, now: datetime) -> datetime | None:
+    if moment is not None and moment > now:
         raise UsageError(
-            f"{option} {text!r} is no time: write 2025-06-01 or 2025-06-01T12:00:00Z"
-        ) from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    if moment > now:
-        raise UsageError(f"{option} {text} is in the future: nothing of it is in the log yet")
+            f"{option} {moment.isoformat()} is in the future: nothing of it is in the log yet"
+        )
     return moment
-
-
-def _print_json(document: object) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(document) + b"\n")

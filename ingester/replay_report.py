@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +11,7 @@ import msgspec
 from ingester.core.ranges import length
 from ingester.core.receipt import Receipt
 from ingester.replay_plan import USD_PER_DELTA, Counts, Plan
+from ingester.tables import Table
 
 _ACCOUNTS_SHOWN_MAX: Final = 10
 
@@ -43,8 +44,7 @@ def plan_lines(plan: Plan, plan_file: Path | None) -> Iterator[str]:
         yield f"Nothing to send of {plan.topic}: no plan is written."
     else:
         yield f"Replay {plan.name} of {plan.topic}: {plan.offsets_count:,} offsets to send"
-        yield from _table(
-            ("PARTITION", "FROM", "TO", "RANGES", "OFFSETS"),
+        yield from Table(("PARTITION", "FROM", "TO", "RANGES", "OFFSETS")).lines(
             [
                 (
                     f"{plan.topic}:{number}",
@@ -86,8 +86,7 @@ def _counted(counts: Counts) -> Iterator[str]:
     accounts = sorted(counts.items_by_account.items(), key=lambda each: each[1], reverse=True)
     largest = accounts[:_ACCOUNTS_SHOWN_MAX]
     if largest:
-        yield from _table(
-            ("ACCOUNT", "EVENTS", "BITS"),
+        yield from Table(("ACCOUNT", "EVENTS", "BITS")).lines(
             [
                 (account, f"{items:,}", f"{counts.bits_by_account[account]:,}")
                 for account, items in largest
@@ -111,10 +110,3 @@ def summary_lines(summary: Summary) -> Iterator[str]:
         )
     if summary.forced:
         yield "What had receipts before was counted again, as --force says"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        cells = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
-        yield "  ".join(cells).rstrip()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from ingester.arguments import who
 from ingester.core.event import Decode, Rejection, UsageEvent, event_decoder
 from ingester.core.intent import Range, Unreadable, decode
 from ingester.core.messages import Commit
@@ -259,12 +258,3 @@ def intended(commit: Commit | None) -> list[Range]:
             f" cannot be read, since {ledger.reason}. Let the version that wrote it settle it first"
         )
     return merged(each.range for each in ledger.intents) if ledger else []
-
-
-def who() -> str:
-    """Who runs this, as the notes say."""
-    try:
-        login = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        login = "somebody"
-    return f"{login}@{socket.gethostname()}"

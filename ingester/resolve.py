@@ -7,21 +7,18 @@ written, and no offset is moved from here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import getpass
 import os
 import re
-import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, NamedTuple
 
 import msgspec
 import typer
 
-from ingester.arguments import AsJson, ConfigFile
+from ingester.arguments import AsJson, ConfigFile, print_json, who
 from ingester.config import load
 from ingester.core.intent import Range
 from ingester.core.receipt import Decision, Resolution
@@ -131,7 +128,7 @@ def resolve(
             " not look for them. Set it to on for both."
         )
     asyncio.run(
-        _decide(settings, asked, decision, by or _login(), reason, dry_run=dry_run, as_json=as_json)
+        _decide(settings, asked, decision, by or who(), reason, dry_run=dry_run, as_json=as_json)
     )
 
 
@@ -147,13 +144,6 @@ def _parse(target: str | None) -> Target:
     )
 
 
-def _login() -> str:
-    user = str(os.getuid())  # what is left in a container without a list of users
-    with contextlib.suppress(KeyError, OSError):
-        user = getpass.getuser()
-    return f"{user}@{socket.gethostname()}"
-
-
 # -- showing --------------------------------------------------------------------------------------
 
 
@@ -165,7 +155,7 @@ async def _show(settings: DoubtSettings, asked: Target, *, as_json: bool) -> Non
     now = time.time()
     if as_json:
         partitions = [document(each, batches[each.name], now, asked.offset) for each in found]
-        _print_json({"group": settings.group_id, "partitions": partitions})
+        print_json({"group": settings.group_id, "partitions": partitions})
         return
     lines = [*table(found, batches, now, asked.offset)]
     for each in found:
@@ -240,7 +230,7 @@ async def _decide(
     if as_json:
         document = msgspec.to_builtins(resolution)
         document |= {"receiptsTopic": place.topic, "receiptsOffset": written, "summary": summary}
-        _print_json(document | {"warnings": warnings})
+        print_json(document | {"warnings": warnings})
         return
     said = (
         f"Nothing is written (--dry-run). {place} would get the decision of {resolution.by}."
@@ -367,7 +357,3 @@ async def _write(settings: LedgerSettings, resolution: Resolution) -> int:
         ) from error
     finally:
         await receipts.stop()
-
-
-def _print_json(document: Mapping[str, object]) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(document) + b"\n")

@@ -207,3 +207,14 @@ async def test_force_counts_once_more_and_says_so(
     assert receipts_of(simulator.report()) == receipts_of(before) + 10
     replay(half, half.topics[0], "--save", str(tmp_path / "rest.json"))
     assert receipts_of(simulator.report()) == 2010
+
+
+@pytest.mark.parametrize(
+    ("moment", "says"),
+    [("yesterday", "should be a time as"), ("2999-01-01", "is in the future")],
+)
+def test_what_is_no_time_in_the_log(
+    group_of: GroupOf, replay: Replay, moment: str, says: str
+) -> None:
+    """Refused before Kafka is asked, in the words of the other commands."""
+    assert says in replay(group_of("usage"), "--from", moment, exit_code=64).stderr
