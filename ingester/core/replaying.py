@@ -54,8 +54,8 @@ class Replaying:
         """Return where it goes on, by the offset of its own group and the notes about all."""
         selected = self.selected.get(name, ())
         if not selected:
-            everything = Proof(0, _LOG_END, "", _LOG_END)
-            return Start(log_begins, Ledger(receipts_end, ()), {}, proofs=(everything,))
+            nothing = _not_selected((0, _LOG_END))
+            return Start(log_begins, Ledger(receipts_end, ()), {}, proofs=(nothing,))
         begun = start_at(
             name,
             commit or Commit(selected[0][0], ""),
@@ -65,14 +65,18 @@ class Replaying:
         )
         intended = [each.range for each in begun.ledger.intents]
         left_out = subtracted(subtracted([(begun.offset, _LOG_END)], selected), intended)
-        passed = [Proof(*each, "", _LOG_END) for each in left_out]
         # Whoever has an offset of its own has come first: all others have given way.
         rival = None if commit else _rival(self.name, notes, (selected[0][0], selected[-1][1]))
         return replace(
             begun,
             halt_reason=begun.halt_reason or (_taken(name, rival) if rival else None),
-            proofs=(*begun.proofs, *passed),
+            proofs=(*begun.proofs, *map(_not_selected, left_out)),
         )
+
+
+def _not_selected(range_: Range) -> Proof:
+    """Pass a range without a receipt: behind all of them, so that it keeps none to be read again."""
+    return Proof(*range_, "", _LOG_END)
 
 
 def _is_of(replay: str, note: Note) -> bool:
