@@ -75,7 +75,7 @@ class Replaying:
 
 
 def _not_selected(range_: Range) -> Proof:
-    """Pass a range without a receipt: behind all of them, so that it keeps none to be read again."""
+    """Pass a range without a receipt: beyond all of them, it has none of them read again."""
     return Proof(*range_, "", _LOG_END)
 
 
