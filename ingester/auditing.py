@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 
 from ingester.books import Extents, dead_letters, extents, notes
 from ingester.core.audit import DeadOffsets, Disputes, Finding, PartitionAudit
-from ingester.core.batch import Batch
 from ingester.core.event import Decode, event_decoder
-from ingester.core.intent import Intent, Range
+from ingester.core.intent import Range
 from ingester.core.ranges import holds, intersected, merged, subtracted
-from ingester.core.receipt import Receipt
+from ingester.core.receipt import Receipt, Replay
 from ingester.core.record import Record, TopicPartition
-from ingester.doubts import DoubtSettings, Standing, formed, standings
+from ingester.doubts import DoubtSettings, Standing
 from ingester.errors import UnavailableError
 from ingester.kafka_range import stream
 from ingester.progress import bar
@@ -47,6 +46,11 @@ class Audit:
     """By key, over all topics: what the log says, where it was read."""
     foreign: Counter[TopicPartition] = field(default_factory=Counter)
     """Records of the receipts topics that are no notes."""
+
+    @property
+    def open_replays(self) -> Sequence[Replay]:
+        """Of all partitions: the claims of those that have not ended."""
+        return [each for one in self.partitions.values() for each in one.open_replays.values()]
 
     @property
     def findings(self) -> Sequence[Finding]:
@@ -102,7 +106,10 @@ class Auditor:
         return audit
 
     async def catch_up(self, audit: Audit) -> Sequence[Receipt]:
-        """Read the receipts that came since, of batches that had none; they are not audited."""
+        """Read the receipts that came since, of batches that had none; they are not audited.
+
+        Replays that began, or ended, are taken note of.
+        """
         books = await extents(self._settings, {name.topic for name in audit.books})
         since = {
             name: (audit.books[name][1] if name in audit.books else begins, ends)
@@ -112,6 +119,8 @@ class Auditor:
         async for entry in notes(self._settings, since, self._sources):
             note = entry.note
             partition = audit.partitions.get(entry.source)
+            if isinstance(note, Replay) and partition is not None:
+                partition.add(entry.offset, note)
             if not isinstance(note, Receipt):
                 continue
             if note.forced or partition is None or not partition.covered.add(*note.range):
@@ -246,29 +255,6 @@ class Auditor:
                 for event_key, bits in _events(decode, _chosen(records, wanted[name], dead)):
                     self._add(sums, {event_key: bits})
                 advance(len(records))
-
-
-async def under_way(
-    settings: DoubtSettings, replays: Collection[str]
-) -> Mapping[tuple[TopicPartition, Intent], Batch | None]:
-    """What the group, and these replays, have in doubt now; None where it cannot be formed again.
-
-    With a worker that is well it is merely in flight.
-    """
-    found: dict[tuple[TopicPartition, Intent], Batch | None] = {}
-    for group in [settings.group_id, *(replay_group(settings, name) for name in replays)]:
-        of_group = settings.model_copy(update={"group_id": group})
-        for standing in await standings(of_group, settings.topics):
-            batches = await formed(of_group, standing) if standing.in_doubt else {}
-            found |= {
-                (standing.name, intent): batches.get(intent.range) for intent in standing.in_doubt
-            }
-    return found
-
-
-def replay_group(settings: DoubtSettings, name: str) -> str:
-    """The consumer group of a replay."""
-    return f"{settings.group_id}.replay.{name}"
 
 
 def _chosen(

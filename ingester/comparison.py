@@ -6,24 +6,22 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from ingester.auditing import Audit, Auditor, under_way
+from ingester.auditing import Audit, Auditor
 from ingester.balances import read_balances
 from ingester.books import notes
 from ingester.core.agreement import KeyResult, KeyTrail
 from ingester.core.audit import Finding
 from ingester.core.batch import Batch
-from ingester.core.intent import Intent
 from ingester.core.receipt import Receipt
 from ingester.core.record import TopicPartition
 from ingester.doubts import DoubtSettings
 from ingester.pacspace import PATHLESS_KEYS, Balance, UnknownKey
 from ingester.progress import bar
 from ingester.settings import PacspaceSettings
+from ingester.under_way import Attempt, UnderWay, of_group, of_replays
 
 _LOOKS_MAX: Final = 3  # at what differs, while receipts keep coming
 _TRAILS_MAX: Final = 100
-
-UnderWay = Mapping[tuple[TopicPartition, Intent], Batch | None]
 
 
 class AuditSettings(DoubtSettings, PacspaceSettings):
@@ -45,12 +43,19 @@ class Comparison:
         self.doubts: list[Finding] = []
 
     async def compare(self, keys: Sequence[str], before: UnderWay) -> None:
-        """Read all balances, and again those that differ while there is news of them."""
+        """Read all balances, and again those that differ while there is news of them.
+
+        `before` is what the group had under way before the books were read.
+        """
+        before = {**before, **await of_replays(self._settings, self._audit.open_replays)}
         await self._read(keys)
         now: UnderWay = {}
         for look in range(_LOOKS_MAX):
-            receipts = await self._auditor.catch_up(self._audit)
+            # A replay may have begun, whose claim has to be known; and what is settled while it is
+            # looked at what is under way has its receipts afterwards, so that nothing is missed.
+            receipts = [*await self._auditor.catch_up(self._audit)]
             now = await self._under_way()
+            receipts += await self._auditor.catch_up(self._audit)
             self._excuse(receipts, now)
             again = [key for key, each in self.results.items() if each.may_settle]
             if not receipts or not again or look + 1 == _LOOKS_MAX:
@@ -58,11 +63,11 @@ class Comparison:
             for key in again:
                 del self.results[key]
             await self._read(again)
-        self.doubts = [doubt(*each, now[each]) for each in now if each in before]
+        self.doubts = [doubt(each, now[each]) for each in now if each in before]
 
     async def _under_way(self) -> UnderWay:
-        replays = {name for audit in self._audit.partitions.values() for name in audit.open_replays}
-        return await under_way(self._settings, replays)
+        replays = await of_replays(self._settings, self._audit.open_replays)
+        return {**await of_group(self._settings), **replays}
 
     async def _read(self, keys: Sequence[str]) -> None:
         askable = [key for key in keys if key not in PATHLESS_KEYS]
@@ -94,9 +99,15 @@ class Comparison:
 
     def _excuse(self, receipts: Sequence[Receipt], now: UnderWay) -> None:
         """Widen what each key may differ by, and count what has come to be receipted."""
-        moved = [receipt.bits_by_key for receipt in receipts]
-        moved += [batch.bits_by_key for batch in now.values() if batch is not None]
-        for bits_by_key in moved:
+        moved = {
+            (each.partition, each.intent.range, each.replay): batch.bits_by_key
+            for each, batch in now.items()
+            if batch is not None
+        }
+        for receipt in receipts:
+            name = TopicPartition(receipt.topic, receipt.partition)
+            moved[name, receipt.range, receipt.replay] = receipt.bits_by_key
+        for bits_by_key in moved.values():
             for key in bits_by_key.keys() & self.results.keys():
                 self.results[key] = self.results[key].widened(bits_by_key[key])
         sums = [self._audit.bits, self._audit.log_bits or {}]
@@ -123,15 +134,19 @@ async def trails(
     return trails
 
 
-def doubt(name: TopicPartition, intent: Intent, batch: Batch | None) -> Finding:
+def doubt(attempt: Attempt, batch: Batch | None) -> Finding:
     """Say what is known of a batch in doubt."""
+    name, intent, replay = attempt
     since = datetime.fromtimestamp(intent.intended_at, UTC).isoformat()
     holds = (
         f"{batch.items_count} items, {batch.bits} bits" if batch else "it cannot be formed again"
     )
+    by, what_next = "", f"`ingester resolve {name}` shows it"
+    if replay is not None:
+        by, what_next = f" by {replay}", "let that end, or continue it: `ingester replay --plan`"
     return Finding(
         "in_doubt",
         name,
         intent.range,
-        f"intended at {since}, without a receipt: {holds}; `ingester resolve {name}` shows it",
+        f"intended{by} at {since}, without a receipt: {holds}; {what_next}",
     )

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ingester.core.batch import Batch, BatchBuilder, BatchLimits
-from ingester.core.event import event_decoder
 from ingester.core.intent import Intent, Ledger, Range, Unreadable, decode
+from ingester.core.mapping import NO_CORRECTION, Correction, corrected_decoder
 from ingester.core.messages import Commit, Start
 from ingester.core.receipt import Note, Resolution
 from ingester.core.record import TopicPartition
@@ -206,13 +206,15 @@ async def _partition_counts(
     return {topic: facts.partitions.get(topic) or 0 for topic in asked}
 
 
-async def formed(settings: DoubtSettings, standing: Standing) -> Mapping[Range, Batch]:
+async def formed(
+    settings: DoubtSettings, standing: Standing, correction: Correction = NO_CORRECTION
+) -> Mapping[Range, Batch]:
     """Form again what is in doubt; left out is what the log or the settings do not give any more.
 
     UnavailableError when the log cannot be read now.
     """
     limits = BatchLimits(sys.maxsize, settings.body_bytes_max, linger_seconds=0)
-    decode_event = event_decoder(settings.unknown_members)
+    decode_event = corrected_decoder(settings.unknown_members, correction)
     reader = RangeReader(settings)
     batches = {}
     try:

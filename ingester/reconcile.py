@@ -13,7 +13,7 @@ import msgspec
 import typer
 
 from ingester.arguments import AsJson, ConfigFile
-from ingester.auditing import Audit, Auditor, under_way
+from ingester.auditing import Audit, Auditor
 from ingester.comparison import AuditSettings, Comparison, trails
 from ingester.config import load
 from ingester.core.record import TopicPartition
@@ -22,6 +22,7 @@ from ingester.errors import EXIT_MISMATCH, EXIT_OK, EXIT_PENDING, ConfigurationE
 from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.pacspace import PATHLESS_KEYS
 from ingester.reconcile_report import Reconciliation, document, lines
+from ingester.under_way import of_group
 
 _SCOPE = re.compile(r"(?P<topic>[^:]+)(:(?P<partition>\d{1,9}))?", re.ASCII)
 _EXIT_CODES = {"agreed": EXIT_OK, "discrepancy": EXIT_MISMATCH, "pending": EXIT_PENDING}
@@ -110,7 +111,7 @@ async def _reconcile(
     found = await standings(settings, settings.topics)
     committed = await admin.committed_offsets(settings.group_id)
     scope = _scoped(settings, [each for each in found if each.name in committed], asked)
-    before = await under_way(settings, ())
+    before = await of_group(settings)
     auditor = Auditor(settings, scope, keys)
     audit = await auditor.audit(found, from_topic=from_topic)
     compared = Comparison(settings, auditor, audit, account)
@@ -119,7 +120,7 @@ async def _reconcile(
     return Reconciliation(
         settings.group_id,
         audit,
-        compared.doubts,
+        [each for each in compared.doubts if scope is None or each.partition in scope],
         compared.agreed,
         results,
         await trails(settings, audit, results),

@@ -25,7 +25,7 @@ class Reconciliation:
     group: str
     audit: Audit
     doubts: Sequence[Finding]
-    """What was in doubt from the beginning to the end."""
+    """What was in doubt from the beginning to the end, of partitions in scope."""
     agreed: int
     results: Sequence[KeyResult]
     trails: Mapping[str, KeyTrail]
@@ -37,9 +37,8 @@ class Reconciliation:
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """About the partitions in scope."""
-        doubts = [each for each in self.doubts if each.partition in self.audit.scope]
-        return [*self.audit.findings, *doubts]
+        """About the partitions in scope, and what replays have under way."""
+        return [*self.audit.findings, *self.doubts]
 
     @property
     def verdict(self) -> Literal["agreed", "discrepancy", "pending"]:

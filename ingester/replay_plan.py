@@ -88,15 +88,18 @@ class Plan(msgspec.Struct, frozen=True, rename="camel"):
         """Offsets to be sent; markers and gaps among them hold no record."""
         return sum(map(length, self.partitions.values()))
 
+    @property
+    def corrections(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What is set and removed in dead letters, as on the command line."""
+        return (tuple(self.redrive.sets), tuple(self.redrive.removes)) if self.redrive else ((), ())
+
     def replaying(self) -> Replaying:
         """What the core has to know of it."""
         return Replaying(
             self.name,
             {TopicPartition(self.topic, number): each for number, each in self.partitions.items()},
             forced=self.forced,
-            correction=correction_of(self.redrive.sets, self.redrive.removes)
-            if self.redrive
-            else None,
+            correction=correction_of(*self.corrections) if self.redrive else None,
         )
 
 

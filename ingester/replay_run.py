@@ -147,8 +147,8 @@ class ReplayRun:
         )
 
     def _is_changed(self, name: TopicPartition, note: Replay) -> bool:
-        claim = (note.first_offset, note.next_offset, note.forced)
-        return claim != (*self._extents[name], self._plan.forced)
+        claim = (note.first_offset, note.next_offset, note.forced, note.sets, note.removes)
+        return claim != (*self._extents[name], self._plan.forced, *self._plan.corrections)
 
     async def _look_beside(self, claimed: Mapping[TopicPartition, Range]) -> None:
         """UsageError where the group is at work, or has left a doubt, in what is to be sent.
@@ -206,8 +206,18 @@ class ReplayRun:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         for name, extent in extents.items():
             plan = self._plan
+            sets, removes = plan.corrections
             note = Replay(
-                *name, *extent, plan.name, state, plan.by, plan.reason, at, forced=plan.forced
+                *name,
+                *extent,
+                plan.name,
+                state,
+                plan.by,
+                plan.reason,
+                at,
+                plan.forced,
+                sets,
+                removes,
             )
             await self._receipts.write_note(note)
 

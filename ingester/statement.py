@@ -13,7 +13,7 @@ import msgspec
 import typer
 
 from ingester.arguments import AsJson, ConfigFile, moment
-from ingester.auditing import Audit, Auditor, under_way
+from ingester.auditing import Audit, Auditor
 from ingester.comparison import AuditSettings, Comparison
 from ingester.config import load
 from ingester.core.event import event_decoder
@@ -28,6 +28,7 @@ from ingester.kafka_range import RangeReader, stream
 from ingester.letters import Letters
 from ingester.progress import bar
 from ingester.statement_report import Account, document, lines, rows, write_csv
+from ingester.under_way import of_group
 
 _EXIT_CODES = {"agreed": EXIT_OK, "discrepancy": EXIT_MISMATCH, "pending": EXIT_PENDING}
 
@@ -101,7 +102,7 @@ async def _stated(settings: AuditSettings, account: str, begin: datetime, end: d
         )
 
     found = await standings(settings, settings.topics)
-    before = await under_way(settings, ())
+    before = await of_group(settings)
     auditor = Auditor(settings, None, None, watch)
     audit = await auditor.audit(found, from_topic=False)
     for each in settlements.values():

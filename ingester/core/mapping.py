@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from ingester.core.event import Decode, Rejection, UnknownMembers, UsageEvent
+from ingester.core.event import Decode, Rejection, UnknownMembers, UsageEvent, event_decoder
 
 Path = tuple[str, ...]
 
@@ -98,6 +98,9 @@ class Correction:
         return None if repeated - decided else members
 
 
+NO_CORRECTION: Final = Correction()
+
+
 class CorrectedDecode(Decode):
     """Tells usage events from other values, once these are corrected."""
 
@@ -121,6 +124,13 @@ class CorrectedDecode(Decode):
                 return None
             corrected.append(found)
         return super().all_of(corrected)
+
+
+def corrected_decoder(unknown_members: UnknownMembers, correction: Correction) -> Decode:
+    """Return what tells usage events from other values, once these are corrected."""
+    if not correction:
+        return event_decoder(unknown_members)
+    return CorrectedDecode(unknown_members, correction)
 
 
 def correction_of(sets: Sequence[str], removes: Sequence[str]) -> Correction:

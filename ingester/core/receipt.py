@@ -106,6 +106,9 @@ class Replay(msgspec.Struct, frozen=True, gc=False, rename="camel", tag_field="k
     at: str
     """ISO 8601, UTC, by the clock of the machine on which it runs."""
     forced: bool = False
+    sets: tuple[str, ...] = ()
+    """How dead letters are corrected, as on the command line; so are `removes`."""
+    removes: tuple[str, ...] = ()
 
     @property
     def range(self) -> Range:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from msgspec.structs import replace
 
 from ingester.core.batch import BatchBuilder, BatchLimits
 from ingester.core.event import event_decoder
 from ingester.core.receipt import (
     Receipt,
+    Replay,
     decode_note,
     encode_note,
     encode_receipt,
@@ -87,3 +89,19 @@ def test_a_decision_is_read_as_it_was_written() -> None:
 def test_what_is_no_note_is_passed_over(value: bytes | None) -> None:
     """Whoever wrote it; a decision that nobody knows decides nothing."""
     assert decode_note(value) is None
+
+
+def test_a_claim_of_a_redrive_says_how_letters_are_corrected() -> None:
+    """So that what it has in flight can be formed again; one that says nothing corrects nothing."""
+    claim = Replay(
+        "usage.dead-letters", 0, 3, 9, "redrive-1", "started", "me", "why", SETTLED_AT, True,
+        ("bits={bits}",), ("region",),
+    )  # fmt: skip
+    older = {
+        name: said
+        for name, said in json.loads(encode_note(claim)).items()
+        if name not in {"sets", "removes"}
+    }
+
+    assert decode_note(encode_note(claim)) == claim
+    assert decode_note(json.dumps(older).encode()) == replace(claim, sets=(), removes=())
