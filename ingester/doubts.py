@@ -14,8 +14,9 @@ from ingester.core.batch import Batch, BatchBuilder, BatchLimits
 from ingester.core.intent import Intent, Ledger, Range, Unreadable, decode
 from ingester.core.mapping import NO_CORRECTION, Correction, corrected_decoder
 from ingester.core.messages import Commit, Start
-from ingester.core.receipt import Note, Resolution
+from ingester.core.receipt import Note, Replay, Resolution
 from ingester.core.record import TopicPartition
+from ingester.core.replaying import Replaying
 from ingester.core.start import start_of
 from ingester.errors import RefusedError
 from ingester.kafka import beginning_offsets, end_offsets
@@ -23,6 +24,11 @@ from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.kafka_range import RangeReader
 from ingester.receipts import Receipts
 from ingester.settings import EventSettings, KafkaSettings, LedgerSettings
+
+
+def replay_group_id(group_id: str, replay: str) -> str:
+    """Name the group of a replay that runs beside another group."""
+    return f"{group_id}.replay.{replay}"
 
 
 class DoubtSettings(LedgerSettings, EventSettings):
@@ -45,8 +51,15 @@ class Standing:
     """The host of the worker that has the partition, if one has."""
     has_committed: bool
     """Or else the group has no offset, and would begin where the log does."""
+    claim: Replay | None = None
+    """What a replay has claimed of it, where the group is that replay's."""
     unreadable_records: Range | None = None
     """What nobody can read of the log, where it is the next to be settled; see `looked_into`."""
+
+    @property
+    def namespace(self) -> str:
+        """Part of the keys of its batches, see `Replaying.namespace`."""
+        return self.claim.name if self.claim and self.claim.forced else ""
 
     @property
     def unreadable(self) -> str | None:
@@ -137,39 +150,64 @@ async def all_standings(
         for number in range(counts[topic])
         if partition in {None, number}
     ]
-    beginnings = await beginning_offsets(settings, names)
+    begins = await beginning_offsets(settings, names)
     ends = await end_offsets(settings, names)
     with_notes = {
-        name: begins
-        for name, begins in beginnings.items()
+        name: log_begins
+        for name, log_begins in begins.items()
         if settings.receipts == "on"
         and name.partition < counts[settings.receipts_topic_for(name.topic)]
     }
-    notes = await receipts.notes(stored, with_notes)
+    # A replay's claim precedes all that its committed offsets know of the receipts.
+    of_replay = replay_group_id("", "") in settings.group_id
+    notes = await receipts.notes({} if of_replay else stored, with_notes)
+    claims = _own_claims(settings.group_id, notes) if of_replay else {}
     owners = await admin.owners(settings.group_id)
+    start = _replaying(claims).start_of if claims else start_of
     starts = {
-        name: start_of(
+        name: start(
             name,
             stored.get(name),
-            log_begins=beginnings[name],
+            log_begins=begins[name],
             receipts_end=0,
             notes=notes.get(name, ()),
         )
         for name in names
     }
+    firsts = {**begins} | {name: claim.first_offset for name, claim in claims.items()}
     return [
         Standing(
             name,
-            stored.get(name, Commit(beginnings[name], "")),
-            beginnings[name],
+            stored.get(name, Commit(firsts[name], "")),
+            begins[name],
             ends[name],
-            start,
+            starts[name],
             [note for _, note in notes.get(name, ())],
             owners.get(name),
             name in stored,
+            claims.get(name),
         )
-        for name, start in starts.items()
+        for name in names
     ]
+
+
+def _own_claims(
+    group_id: str, notes: Mapping[TopicPartition, Sequence[tuple[int, Note]]]
+) -> Mapping[TopicPartition, Replay]:
+    """What the replay has claimed whose group this is; nothing where it is none's."""
+    return {
+        name: note
+        for name, noted in notes.items()
+        for _, note in noted
+        if isinstance(note, Replay) and group_id.endswith(replay_group_id("", note.name))
+    }
+
+
+def _replaying(claims: Mapping[TopicPartition, Replay]) -> Replaying:
+    """Return what is known of a replay without its plan: all of its claims, as if it sent that."""
+    claim = next(iter(claims.values()))
+    selected = {name: [each.range] for name, each in claims.items()}
+    return Replaying(claim.name, selected, forced=claim.forced)
 
 
 async def looked_into(settings: KafkaSettings, standing: Standing) -> Standing:
@@ -223,7 +261,8 @@ async def formed(
                 continue
             records = await reader.read(standing.name, *intent.range)
             if records:
-                batch = BatchBuilder(standing.name, 0, limits, decode_event).form(records)
+                builder = BatchBuilder(standing.name, 0, limits, decode_event, standing.namespace)
+                batch = builder.form(records)
                 if batch.intent_digest == intent.digest:
                     batches[intent.range] = batch
     finally:

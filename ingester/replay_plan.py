@@ -14,6 +14,7 @@ from ingester.core.mapping import correction_of
 from ingester.core.ranges import length, merged
 from ingester.core.record import TopicPartition
 from ingester.core.replaying import Replaying
+from ingester.doubts import replay_group_id
 from ingester.errors import UsageError
 
 _VERSION: Final = 1
@@ -81,7 +82,7 @@ class Plan(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def replay_group_id(self) -> str:
-        return f"{self.group_id}.replay.{self.name}"
+        return replay_group_id(self.group_id, self.name)
 
     @property
     def offsets_count(self) -> int:

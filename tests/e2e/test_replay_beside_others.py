@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -14,7 +15,7 @@ from ingester.core.receipt import Replay, encode_note
 from ingester.replay_plan import Plan, read
 from tests.conftest import TopicFactory
 from tests.e2e.test_markers import transact
-from tests.support.kafka import admin, end_offsets
+from tests.support.kafka import admin, end_offsets, read_all
 from tests.support.processes import Ingesters
 from tests.support.simulator import Simulator
 from tests.support.waiting import eventually, eventually_async
@@ -77,6 +78,12 @@ def name_partition(plan_file: Path, number: int) -> None:
     """Let a plan be about this partition alone."""
     document = json.loads(plan_file.read_text())
     plan_file.write_text(json.dumps(document | {"partitions": {number: [[0, 10]]}}))
+
+
+async def notes_of(group: Group) -> list[dict[str, Any]]:
+    """What is in the receipts topic, partition by partition."""
+    records = await read_all(group.servers, f"{group.topics[0]}.receipts")
+    return [json.loads(record.value) for record in records]
 
 
 async def left_by_all(group: Group) -> None:
@@ -182,6 +189,32 @@ async def test_what_halted_says_where_its_doubts_are_decided(
     assert f"INGESTER_GROUP_ID={group} ingester resolve" in halted.stderr
     shown = ingesters.run("resolve", settings={**settings, "INGESTER_GROUP_ID": group})
     assert "counted by PacSpace: ingester resolve" in shown.stdout
+
+
+async def test_what_a_forced_replay_has_in_doubt_is_shown_under_its_own_keys(
+    half: Group, ingesters: Ingesters, replay: Run, simulator: Simulator, tmp_path: Path
+) -> None:
+    """Those that its receipts have once it is decided; what it has no part of is not told."""
+    simulator.add_faults({"match": {"method": "POST", "count": 1}, "effect": {"kind": "lose"}})
+    path = tmp_path / "forced.json"
+    asked = (f"{half.topics[0]}:0:10-20", "--force", "--reason", "lost", "--save", str(path))
+    halted = ingesters.run("replay", *asked, settings=half.settings(in_doubt="halt"))
+    assert halted.returncode == 75, halted.stderr
+    name = read(path).name
+    settings = half.settings(group_id=f"{half.name}.replay.{name}")
+
+    listed = ingesters.run("resolve", settings=settings)
+    shown = json.loads(ingesters.run("resolve", "--json", settings=settings).stdout)
+
+    assert f"{half.topics[0]}:1" not in listed.stdout
+    (doubt,) = shown["partitions"][0]["inDoubt"]
+    decide = ("--as", "resend", "--reason", "compared")
+    decided = ingesters.run("resolve", f"{half.topics[0]}:0:10", *decide, settings=settings)
+    assert decided.returncode == 0, decided.stderr
+    replay(half, "--plan", str(path))
+    notes = await notes_of(half)
+    own = [each["idempotencyKey"] for each in notes if each.get("replay") == name]
+    assert own == [doubt["batch"]["idempotencyKey"]]
 
 
 async def test_a_plan_that_was_changed_since_it_began_is_refused(
