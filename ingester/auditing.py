@@ -17,7 +17,7 @@ from ingester.core.audit import DeadOffsets, Disputes, Finding, PartitionAudit
 from ingester.core.event import Decode, event_decoder
 from ingester.core.intent import Range
 from ingester.core.ranges import holds, intersected, merged, subtracted
-from ingester.core.receipt import Receipt, Replay
+from ingester.core.receipt import Note, Receipt, Replay
 from ingester.core.record import Record, TopicPartition
 from ingester.doubts import DoubtSettings, Standing
 from ingester.errors import UnavailableError
@@ -62,7 +62,7 @@ class Audit:
 class Auditor:
     """Reads for one audit; `keys` restricts the sums, None is all of them.
 
-    `watch` is shown each receipt of a source's records that is not forced.
+    `watch` is shown each note, whose records it is about, and dead letters are records, too.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Auditor:
         settings: DoubtSettings,
         scope: Collection[TopicPartition] | None,
         keys: Collection[str] | None,
-        watch: Callable[[TopicPartition, Receipt], None] = lambda _, __: None,
+        watch: Callable[[TopicPartition, Note], None] = lambda _, __: None,
     ) -> None:
         self._settings = settings
         self._scope = scope
@@ -157,7 +157,7 @@ class Auditor:
         async for entry in notes(self._settings, audit.books, self._sources, foreign=audit.foreign):
             partition = audit.partitions.get(entry.source)
             note = entry.note
-            if partition is not None and isinstance(note, Receipt) and not note.forced:
+            if partition is not None:
                 self._watch(entry.source, note)
             if partition is not None and not partition.add(entry.offset, note):
                 continue

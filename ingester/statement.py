@@ -14,18 +14,19 @@ import typer
 
 from ingester.arguments import AsJson, ConfigFile, moment
 from ingester.auditing import Audit, Auditor
+from ingester.books import dead_letters
 from ingester.comparison import AuditSettings, Comparison
 from ingester.config import load
-from ingester.core.event import event_decoder
-from ingester.core.letters import Choice, SourceOffsets
-from ingester.core.receipt import Receipt
-from ingester.core.record import TopicPartition
+from ingester.core.event import Decode, UsageEvent, event_decoder
+from ingester.core.letters import SourceOffsets
+from ingester.core.mapping import corrected_decoder, correction_of
+from ingester.core.receipt import Note, Receipt, Replay
+from ingester.core.record import Record, TopicPartition
 from ingester.core.statement import Occasion, Settlement, Settlements, Statement
 from ingester.doubts import standings
 from ingester.errors import EXIT_MISMATCH, EXIT_OK, EXIT_PENDING, ConfigurationError, UsageError
 from ingester.kafka import offsets_since
 from ingester.kafka_range import RangeReader, stream
-from ingester.letters import Letters
 from ingester.progress import bar
 from ingester.statement_report import Account, document, lines, rows, write_csv
 from ingester.under_way import of_group
@@ -93,54 +94,102 @@ def statement(
 
 
 async def _stated(settings: AuditSettings, account: str, begin: datetime, end: datetime) -> Account:
-    settlements: defaultdict[TopicPartition, Settlements] = defaultdict(Settlements)
-
-    def watch(source: TopicPartition, receipt: Receipt) -> None:
-        settled_at = datetime.fromisoformat(receipt.settled_at)
-        settlements[source].add(
-            Settlement(receipt.first_offset, receipt.next_offset, _milliseconds(settled_at))
-        )
-
+    proofs = _Proofs(settings)
     found = await standings(settings, settings.topics)
     before = await of_group(settings)
-    auditor = Auditor(settings, None, None, watch)
+    auditor = Auditor(settings, None, None, proofs.watch)
     audit = await auditor.audit(found, from_topic=False)
-    for each in settlements.values():
-        each.sort()
+    proofs.sort()
     stated = Statement(account, _milliseconds(begin), _milliseconds(end))
-    lost = await _read(settings, stated, audit, settlements)
+    lost = await _read(settings, stated, audit, proofs)
     compared = Comparison(settings, auditor, audit, None)
     await compared.compare(list(stated.lines), before)
     return Account(stated, audit.bits, compared.results, audit.findings, lost, datetime.now(UTC))
 
 
+class _Proofs:
+    """What the notes say of what is settled: of usage topics, and of letters that were redriven."""
+
+    def __init__(self, settings: AuditSettings) -> None:
+        self.letter_topics = set(map(settings.dead_letter_topic_for, settings.topics))
+        self._settled: defaultdict[TopicPartition, dict[str | None, Settlements]] = defaultdict(
+            dict
+        )
+        # By partition, and of dead letters by the redrive: each may have corrected them otherwise.
+        self._unknown_members = settings.unknown_members
+        self._decode: Decode = event_decoder(settings.unknown_members)
+        self._decode_redriven: dict[str | None, Decode] = {}
+
+    def watch(self, source: TopicPartition, note: Note) -> None:
+        """Take a note, in any order."""
+        of_letters = source.topic in self.letter_topics
+        if isinstance(note, Replay):
+            correction = correction_of(note.sets, note.removes)
+            self._decode_redriven[note.name] = corrected_decoder(self._unknown_members, correction)
+        elif isinstance(note, Receipt) and (note.items if of_letters else not note.forced):
+            redrive = note.replay if of_letters else None
+            settled_at = _milliseconds(datetime.fromisoformat(note.settled_at))
+            settlements = self._settled[source].setdefault(redrive, Settlements())
+            settlements.add(Settlement(note.first_offset, note.next_offset, settled_at))
+
+    def sort(self) -> None:
+        """Make ready to be asked."""
+        for by_redrive in self._settled.values():
+            for each in by_redrive.values():
+                each.sort()
+
+    def of(self, name: TopicPartition, offset: int) -> tuple[Settlement, Decode] | None:
+        """Return how a record, or a dead letter, was settled and read; None while it is not."""
+        for redrive, settlements in self._settled[name].items():
+            if settlement := settlements.of(offset):
+                return settlement, self._decode_redriven.get(redrive, self._decode)
+        return None
+
+
+async def _read_redriven(
+    settings: AuditSettings, stated: Statement, audit: Audit, proofs: _Proofs
+) -> tuple[SourceOffsets, SourceOffsets]:
+    """Take the events of redriven letters, as they were sent; return what is redriven, and dead."""
+    redriven, dead = SourceOffsets(), SourceOffsets()
+    logs = {name: each for name, each in audit.logs.items() if name.topic in proofs.letter_topics}
+    async for place, record, origin in dead_letters(settings, logs, settings.topics):
+        dead.add(origin.partition, origin.offset)
+        proof = proofs.of(place, record.offset)
+        if proof is None:
+            continue
+        redriven.add(origin.partition, origin.offset)
+        settlement, decode = proof
+        decoded = decode(record.value)
+        if isinstance(decoded, tuple) and _is_of(stated, decoded[0], record):
+            occasion = Occasion(record.timestamp, origin.partition, origin.offset)
+            stated.add(decoded[0], occasion, settlement, sent_from=place)
+    return redriven, dead
+
+
+def _is_of(stated: Statement, event: UsageEvent, record: Record) -> bool:
+    return event.accountId == stated.account and stated.covers(record.timestamp)
+
+
 async def _read(
-    settings: AuditSettings,
-    stated: Statement,
-    audit: Audit,
-    settlements: defaultdict[TopicPartition, Settlements],
+    settings: AuditSettings, stated: Statement, audit: Audit, proofs: _Proofs
 ) -> list[str]:
-    """Take the events of the period from the log; return where some may be missing."""
+    """Take the events of the period from the logs; return where some may be missing."""
     decode = event_decoder(settings.unknown_members)
-    dead = SourceOffsets()
-    async for letter in (await Letters.open(settings)).read(Choice(redriven=False)):
-        dead.add(letter.origin.partition, letter.origin.offset)
+    redriven, dead = await _read_redriven(settings, stated, audit, proofs)
     since = await offsets_since(settings, dict.fromkeys(audit.scope, stated.begin_ms))
     extents = {name: (max(since[name], audit.logs[name][0]), audit.logs[name][1]) for name in since}
     with bar("records read", sum(end - at for at, end in extents.values())) as advance:
         async for name, records in stream(settings, extents):
             for record in records:
-                if not stated.covers(record.timestamp):
+                offset = record.offset
+                if not stated.covers(record.timestamp) or redriven.holds(name, offset):
                     continue
                 decoded = decode(record.value)
-                if not isinstance(decoded, tuple) or decoded[0].accountId != stated.account:
-                    continue
-                stated.add(
-                    decoded[0],
-                    Occasion(record.timestamp, name, record.offset),
-                    settlements[name].of(record.offset),
-                    dead=dead.holds(name, record.offset),
-                )
+                if isinstance(decoded, tuple) and _is_of(stated, decoded[0], record):
+                    occasion = Occasion(record.timestamp, name, offset)
+                    settlement, _ = proofs.of(name, offset) or (None, None)
+                    is_dead = dead.holds(name, offset)
+                    stated.add(decoded[0], occasion, settlement, dead=is_dead)
             advance(len(records))
     return [
         f"the log of {name} begins at offset {begins}: retention has taken what was before, and"

@@ -80,9 +80,12 @@ class Line:
     bits: int = 0
     batches: int = 0
     _batches: dict[TopicPartition, int] = field(default_factory=dict)
-    # Where the batch begins that was counted last, by partition: events come in offset order.
+    # Where the batch begins that was counted last, by the partition that it is of: events come in
+    # offset order.
 
-    def add(self, bits: int, occasion: Occasion, settlement: Settlement) -> None:
+    def add(
+        self, bits: int, occasion: Occasion, settlement: Settlement, sent_from: TopicPartition
+    ) -> None:
         """Take one more event."""
         self.events += 1
         self.bits += bits
@@ -90,14 +93,14 @@ class Line:
         self.last = max(self.last, occasion)
         self.first_settled_at_ms = min(self.first_settled_at_ms, settlement.settled_at_ms)
         self.last_settled_at_ms = max(self.last_settled_at_ms, settlement.settled_at_ms)
-        if self._batches.get(occasion.partition) != settlement.first_offset:
-            self._batches[occasion.partition] = settlement.first_offset
+        if self._batches.get(sent_from) != settlement.first_offset:
+            self._batches[sent_from] = settlement.first_offset
             self.batches += 1
 
 
 @dataclass(slots=True)
 class Statement:
-    """Fed with the events of the account alone, in the order of each partition."""
+    """Fed with the events of the account alone, in the order of what they were sent from."""
 
     account: str
     begin_ms: int
@@ -113,9 +116,19 @@ class Statement:
         return self.begin_ms <= timestamp_ms < self.end_ms
 
     def add(
-        self, event: UsageEvent, occasion: Occasion, settlement: Settlement | None, *, dead: bool
+        self,
+        event: UsageEvent,
+        occasion: Occasion,
+        settlement: Settlement | None,
+        *,
+        dead: bool = False,
+        sent_from: TopicPartition | None = None,
     ) -> None:
-        """Take an event of the account and the period."""
+        """Take an event of the account and the period.
+
+        `sent_from` is the partition of its batch, if that is not the one of the occasion: that of
+        a dead letter.
+        """
         if dead:
             self.refused.add(event.bits)
         elif settlement is None:
@@ -125,7 +138,7 @@ class Statement:
             if line is None:
                 moment = settlement.settled_at_ms
                 line = self.lines[event.key] = Line(event.key, occasion, occasion, moment, moment)
-            line.add(event.bits, occasion, settlement)
+            line.add(event.bits, occasion, settlement, sent_from or occasion.partition)
 
     @property
     def totals(self) -> Tally:

@@ -8,6 +8,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,6 +99,54 @@ async def test_a_statement_has_what_the_period_has(settled: Group, state: State)
     assert "Statement of acme, 2025-06-01T00:00:00Z to 2025-07-01T00:00:00Z" in said
     assert "In the dead-letter topic, and in no line: 1 events, 5 bits" in said
     assert said.endswith("Complete, and both parties agree on the balance of each key.\n")
+
+
+async def test_redriven_letters_are_stated_as_they_were_sent(
+    settled: Group, state: State, ingesters: Ingesters, tmp_path: Path
+) -> None:
+    """By corrected key and account, one that was no event among them; what is left is said."""
+    (name,) = settled.topics
+    for value in (
+        b'{"key":"acme-old","accountId":"ACME","bits":"30"}',
+        b'{"key":"acme-old","accountId":"ACME","bits":"12"}',
+        b'{"key":"acme-old","accountId":"acme"}',
+    ):
+        at = moment("2025-06-12T00:00:00")
+        await produce(settled.servers, name, [value], partition=1, timestamp_ms=at)
+    worker = settled.start(linger_seconds="0.5")
+    await settled.settled()
+    worker.process.terminate()
+    assert worker.process.wait() == 0
+    before = told(state, settled)
+    for number, arguments in enumerate(
+        [
+            ("--code", "wrong_type", "--set", "bits={bits}", "--set", "accountId=acme",
+             "--set", "key=acme-new"),
+            ("--code", "refused", "--set", "key=acme-storage"),
+        ]
+    ):  # fmt: skip
+        plan = ("--save", str(tmp_path / f"{number}.json"))
+        ended = ingesters.run("dlq", "redrive", *arguments, *plan, settings=settled.settings())
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+
+    found = told(state, settled)
+
+    lines = {each["key"]: each for each in found["lines"]}
+    assert {key: (each["events"], each["bits"]) for key, each in lines.items()} == {
+        "acme-api": (4, 67),
+        "acme-new": (2, 42),
+        "acme-storage": (2, 12),
+    }
+    new = lines["acme-new"]
+    assert (new["firstEvent"], new["lastEvent"]) == (f"{name}:1:1", f"{name}:1:2")
+    assert (new["batches"], new["currentBits"], new["agreement"]) == (1, 42, "agreed")
+    assert lines["acme-storage"]["batches"] == 2
+    assert new["firstSettledAt"] >= before["madeAt"]
+    assert (before["deadLetters"], found["deadLetters"]) == (
+        {"events": 1, "bits": 5},
+        {"events": 0, "bits": 0},
+    )
+    assert found["verdict"] == "agreed"
 
 
 async def test_a_statement_is_csv_as_well(settled: Group, state: State) -> None:

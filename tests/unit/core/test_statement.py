@@ -60,3 +60,13 @@ def test_what_is_not_settled_is_in_no_line() -> None:
     assert statement.lines == {}
     assert (statement.waiting.events, statement.waiting.bits) == (1, 3)
     assert (statement.refused.events, statement.refused.bits) == (1, 3)
+
+
+def test_batches_are_told_apart_by_what_they_were_sent_from() -> None:
+    """The same range of a topic and of its dead letters are two of them."""
+    statement = Statement("acme", 0, 10)
+    event, letters = UsageEvent("a", "acme", 3), TopicPartition("usage.dead-letters", 0)
+    for sent_from in (None, letters, letters):
+        statement.add(event, Occasion(1, ONE, 1), Settlement(0, 10, 1), sent_from=sent_from)
+
+    assert (statement.lines["a"].events, statement.lines["a"].batches) == (3, 2)
