@@ -14,10 +14,11 @@ from ingester.core.batch import Batch, BatchBuilder, BatchLimits
 from ingester.core.intent import Intent, Ledger, Range, Unreadable, decode
 from ingester.core.mapping import NO_CORRECTION, Correction, corrected_decoder
 from ingester.core.messages import Commit, Start
+from ingester.core.ranges import length, merged, subtracted
 from ingester.core.receipt import Note, Replay, Resolution
 from ingester.core.record import TopicPartition
 from ingester.core.replaying import Replaying
-from ingester.core.start import start_of
+from ingester.core.start import is_to_go_on, start_of
 from ingester.errors import RefusedError
 from ingester.kafka import beginning_offsets, end_offsets
 from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
@@ -101,9 +102,35 @@ class Standing:
         return next(concerning, None)
 
     @property
+    def unsettled(self) -> Sequence[Range]:
+        """What of the log is the group's to settle, and has no receipt, be it a replay's.
+
+        What is above the committed offset, less what is known beside it. Of a replay that has ended
+        or was given up there is none, nor of what it has not claimed.
+        """
+        if self.claim is not None and self.claim.name not in {each.name for each in self.claims}:
+            return ()
+        above = merged([(max(self.commit.next_offset, self.log_begins), self.log_ends)])
+        known = ((each.first_offset, each.next_offset) for each in self.start.proofs)
+        return subtracted(above, merged(known))
+
+    @property
+    def claims(self) -> Sequence[Replay]:
+        """What replays have claimed that neither ended nor were given up."""
+        found: dict[str, Replay] = {}
+        for note in self.notes:
+            if is_to_go_on(note):
+                found.clear()
+            elif isinstance(note, Replay):
+                found.pop(note.name, None)
+                if note.state == "started":
+                    found[note.name] = note
+        return list(found.values())
+
+    @property
     def offsets_behind(self) -> int:
-        """How many offsets of the log are above the next one to be settled."""
-        return max(0, self.log_ends - max(self.start.offset, self.log_begins))
+        """How many offsets from the next one to be settled on have no receipt."""
+        return length(subtracted(self.unsettled, [(0, self.start.offset)]))
 
     @property
     def missing_offsets(self) -> int:

@@ -8,6 +8,7 @@ audits what it has read.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -65,13 +66,13 @@ async def stream(
 
 
 async def first_records(
-    settings: KafkaSettings, extents: Mapping[TopicPartition, Range]
+    settings: KafkaSettings, ranges: Mapping[TopicPartition, Sequence[Range]]
 ) -> Mapping[TopicPartition, Record]:
-    """The first record of each range, as far as it can be read; left out where there is none.
+    """The first record in ascending ranges, as far as it can be read; left out where there is none.
 
     UnavailableError when Kafka does not answer for long.
     """
-    left = {aiokafka.TopicPartition(*name): end for name, (at, end) in extents.items() if at < end}
+    left = {aiokafka.TopicPartition(*name): deque(each) for name, each in ranges.items() if each}
     found: dict[TopicPartition, Record] = {}
     if not left:
         return found
@@ -80,17 +81,24 @@ async def first_records(
         await consumer.start()
         read_in_lists(consumer, 1)
         consumer.assign(list(left))
-        for name in left:
-            consumer.seek(name, extents[TopicPartition(*name)][0])
+        for name, wanted in left.items():
+            consumer.seek(name, wanted[0][0])
         while left:
             async with asyncio.timeout(_READ_SECONDS_MAX):
                 name, records = await _list_of(consumer, list(left))
-            if records and records[0].offset < left[name]:
+            at = records[0].offset if records else await consumer.position(name)
+            wanted = left[name]
+            while wanted and wanted[0][1] <= at:
+                wanted.popleft()
+            if not wanted:
+                del left[name]
+            elif at < wanted[0][0]:
+                consumer.seek(name, wanted[0][0])
+            elif records:
                 found[TopicPartition(*name)] = records[0]
-            if records or await consumer.position(name) >= left[name]:
                 del left[name]
     except TimeoutError as error:
-        raise _silent(extents) from error
+        raise _silent(ranges) from error
     except kafka_errors.KafkaError as error:
         raise translate(error, "Kafka") from error
     finally:

@@ -14,6 +14,7 @@ from typing import Final
 
 from ingester.core.intent import Intent
 from ingester.core.letters import moment_of
+from ingester.core.ranges import length
 from ingester.core.record import TopicPartition
 from ingester.doubts import DoubtSettings, Standing, all_standings, formed
 from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin, Member
@@ -46,7 +47,7 @@ class PartitionView:
 
     standing: Standing
     oldest_offset: int | None
-    """Of the oldest record that is not committed; None where all are."""
+    """Of the oldest record that is neither committed nor settled; None where all are."""
     oldest_time: datetime | None
     items: int | None
     """In doubt; None where they are not known, or most likely in flight."""
@@ -58,8 +59,8 @@ class PartitionView:
 
     @property
     def lag(self) -> int:
-        """Offsets beyond the committed one; markers and gaps among them hold no record."""
-        return self.standing.log_ends - min(_next_offset(self.standing), self.standing.log_ends)
+        """Offsets beyond the committed one that nobody has settled; some may hold no record."""
+        return length(self.standing.unsettled)
 
     @property
     def in_doubt(self) -> Sequence[Intent]:
@@ -105,8 +106,7 @@ async def overview(settings: OverviewSettings, workers: Sequence[Address]) -> Ov
         if each.report is not None and each.problem is None
         for name, report in each.report.partitions.items()
     }
-    uncommitted = {each.name: (_next_offset(each), each.log_ends) for each in standings}
-    oldest = await first_records(settings, uncommitted)
+    oldest = await first_records(settings, {each.name: each.unsettled for each in standings})
     now = datetime.now(UTC)
     views = []
     for standing in standings:
@@ -121,11 +121,6 @@ async def overview(settings: OverviewSettings, workers: Sequence[Address]) -> Ov
             )
         )
     return Overview(settings.group_id, state, members, views, told, settings.stall_seconds, now)
-
-
-def _next_offset(standing: Standing) -> int:
-    """The committed offset, or where the group would begin, within the log."""
-    return max(standing.commit.next_offset, standing.log_begins)
 
 
 async def _items_in_doubt(settings: DoubtSettings, standing: Standing, now: datetime) -> int | None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from ingester.moments import age, age_seconds, iso
 from ingester.overview import Asked, Overview, PartitionView
-from ingester.tables import Table, harmless
+from ingester.tables import Table, counted, harmless
 
 _HEADINGS: Final = (
     "PARTITION", "COMMITTED", "END", "LAG", "BEHIND", "OLDEST", "IN DOUBT", "WORKER", "STATE",
@@ -21,10 +21,7 @@ def needs(seen: Overview) -> Iterator[str]:
         yield from _needs_of_worker(worker)
     unattended = [each for each in seen.partitions if _waits(each) and not each.standing.owner]
     if unattended and seen.state in {"Empty", "Dead"}:
-        yield (
-            f"no worker is in the group {seen.group_id}, and {_listed(unattended)} has something to"
-            " settle: start one (`ingester run`), or correct INGESTER_GROUP_ID."
-        )
+        yield _unattended(unattended, seen.group_id)
     elif unattended and seen.state == "Stable":
         yield (
             f"no worker has {_listed(unattended)}, though the group has members: do they read other"
@@ -32,6 +29,20 @@ def needs(seen: Overview) -> Iterator[str]:
         )
     for each in seen.partitions:
         yield from _needs_of_partition(each, seen)
+
+
+def _unattended(views: Sequence[PartitionView], group_id: str) -> str:
+    have = f"{_listed(views)} {'has' if len(views) == 1 else 'have'} something to settle"
+    claim = next((each.standing.claim for each in views if each.standing.claim), None)
+    if claim is not None:
+        return (
+            f"nobody carries out the replay {claim.name}, and {have}: `ingester replay --plan FILE`"
+            " continues it, or says why it cannot."
+        )
+    return (
+        f"no worker is in the group {group_id}, and {have}: start one (`ingester run`), or correct"
+        " INGESTER_GROUP_ID."
+    )
 
 
 def _needs_of_worker(worker: Asked) -> Iterator[str]:
@@ -83,7 +94,7 @@ def _listed(views: Sequence[PartitionView]) -> str:
 def lines(seen: Overview) -> Iterator[str]:
     """What a person reads."""
     hosts = ", ".join(f"{each.host} ({len(each.partitions)})" for each in seen.members)
-    members = f"{len(seen.members)} members{': ' if hosts else ''}{hosts}"
+    members = f"{counted(len(seen.members), 'member')}{': ' if hosts else ''}{hosts}"
     yield f"Group {seen.group_id}: {seen.state.lower()}, {members}"
     yield from Table(_HEADINGS).lines([_row(each, seen) for each in seen.partitions])
     for worker in seen.workers:
@@ -92,7 +103,8 @@ def lines(seen: Overview) -> Iterator[str]:
     found = [*needs(seen)]
     if not found:
         lag = sum(each.lag for each in seen.partitions)
-        yield f"Nothing needs somebody; {lag} offsets are still to be settled."
+        are = "is" if lag == 1 else "are"
+        yield f"Nothing needs somebody; {counted(lag, 'offset')} {are} still to be settled."
     for each in found:
         yield f"! {each}"
 
@@ -100,8 +112,8 @@ def lines(seen: Overview) -> Iterator[str]:
 def _row(view: PartitionView, seen: Overview) -> Sequence[str]:
     standing, doubts = view.standing, view.in_doubt
     since = _doubts_since(view)
-    in_doubt = f"{len(doubts)} batch{'' if len(doubts) == 1 else 'es'}"
-    items = "" if view.items is None else f", {view.items} items"
+    in_doubt = counted(len(doubts), "batch", "batches")
+    items = "" if view.items is None else f", {counted(view.items, 'item')}"
     return (
         str(view.name),
         str(standing.commit.next_offset) if standing.has_committed else "-",
@@ -134,8 +146,8 @@ def _worker_lines(worker: Asked) -> Iterator[str]:
         yield f"Worker at {worker.address}: {worker.problem}"
         return
     yield (
-        f"Worker at {worker.address}: {len(report.partitions)} partitions,"
-        f" {report.requests_in_flight} requests in flight"
+        f"Worker at {worker.address}: {counted(len(report.partitions), 'partition')},"
+        f" {counted(report.requests_in_flight, 'request')} in flight"
     )
     if report.blocked is not None:
         yield f"  blocked: {harmless(report.blocked)}"

@@ -37,9 +37,9 @@ def status(
 ) -> None:
     """Show how the group stands, and what needs somebody.
 
-    COMMITTED is the next offset, LAG what is beyond it; BEHIND is the age of the OLDEST record
-    there. What is in doubt for seconds is in flight. Halted, blocked, held and stalled are known to
-    workers alone: name those that do not listen at INGESTER_HTTP_LISTEN.
+    COMMITTED is the next offset, LAG what is beyond it without a receipt; BEHIND is the age of the
+    OLDEST record there. What is in doubt for seconds is in flight. Halted, blocked, held and
+    stalled are known to workers alone: name those that do not listen at INGESTER_HTTP_LISTEN.
 
     \b
     Examples:

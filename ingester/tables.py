@@ -1,4 +1,4 @@
-"""Plain tables for people: aligned columns below a line of headings, and text made harmless."""
+"""Plain tables for people: aligned columns, numbers of things, and text made harmless."""
 
 from __future__ import annotations
 
@@ -51,6 +51,11 @@ class PrintedTable:
         """Print what is left."""
         sys.stdout.writelines(f"{line}\n" for line in self._table.lines(self._page))
         self._page = []
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Return how many there are of something, in words; the plural takes an s unless given."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def harmless(text: str, characters_max: int | None = None) -> str:

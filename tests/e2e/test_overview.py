@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 
 from ingester.local_kafka import LocalKafka, free_ports
 from tests.conftest import TopicFactory
-from tests.support.kafka import produce
+from tests.e2e.test_markers import transact
+from tests.support.kafka import committed_offsets, produce
 from tests.support.planted_commits import plant, plant_intents
 from tests.support.processes import COMMAND, Ingesters
 from tests.support.simulator import Simulator
@@ -64,6 +66,7 @@ async def test_a_group_that_is_well(group_of: GroupOf, topic: TopicFactory, stat
 
     assert WELL in from_kafka.stdout
     assert "Worker at" not in from_kafka.stdout
+    assert "stable, 1 member: " in from_kafka.stdout
     assert (document["state"], document["needsSomebody"]) == ("Stable", [])
     (member,) = document["members"]
     assert sorted(member["partitions"]) == [f"{name}:{number}" for number in range(3)]
@@ -104,10 +107,67 @@ async def test_a_group_without_workers(
     assert (two["committedOffset"], two["lag"], two["lagSeconds"] < 3600) == (None, 5, True)
     assert (three["lag"], three["state"]) == (0, "settled")
     nobody, in_doubt = document["needsSomebody"]
-    assert f"no worker is in the group {group.name}, and {name}:0, {name}:1 has" in nobody
+    assert f"no worker is in the group {group.name}, and {name}:0, {name}:1 have" in nobody
     assert f"`ingester resolve {name}:0`" in in_doubt
     assert "1 batch," in ended.stdout
     assert f"! {nobody}" in ended.stdout
+
+
+async def test_what_replays_have_settled_is_not_behind(
+    group_of: GroupOf, topic: TopicFactory, ingesters: Ingesters, status: Status, tmp_path: Path
+) -> None:
+    """Neither for the replay's own group, nor for one that never ran; what came since is."""
+    group = group_of(await topic(2))
+    (name,) = group.topics
+    await transact(group.servers, name, usage(20), commit=True)
+    await group.produce(usage(5), partition=1)
+    plan = ("--name", "june", "--save", str(tmp_path / "plan.json"))
+    done = ingesters.run("replay", f"{name}:0", *plan, settings=group.settings())
+    assert done.returncode == 0, done.stderr
+    own_group = f"{group.name}.replay.june"
+    await group.produce(usage(1), partition=0)
+
+    document = seen(status(group, "--json", exit_code=1))
+    own = seen(status(group, "--json", group_id=own_group))
+
+    assert [each["lag"] for each in document["partitions"]] == [2, 5]  # a marker is one of them
+    assert document["partitions"][0]["oldestUncommitted"]["offset"] == 21
+    assert [(each["lag"], each["state"]) for each in own["partitions"]] == [(0, "settled")] * 2
+    rest = ingesters.run("replay", name, "--save", str(tmp_path / "r"), settings=group.settings())
+    assert rest.returncode == 0, rest.stderr
+    assert "Nothing needs somebody; 1 offset is still to be settled." in status(group).stdout
+
+
+async def test_a_replay_that_was_interrupted_is_to_be_continued(
+    group_of: GroupOf, topic: TopicFactory, ingesters: Ingesters, status: Status, tmp_path: Path
+) -> None:
+    """Its group has something to settle up to the end of the plan; given up, nothing any more."""
+    group = group_of(await topic(1))
+    (name,) = group.topics
+    await group.produce(usage(200), partition=0)
+    slow = group.settings(items_max="5", requests_in_flight_max="1", requests_per_second_max="2")
+    plan = ("--name", "june", "--save", str(tmp_path / "plan.json"))
+    process = ingesters.start("replay", f"{name}:0:0-150", *plan, settings=slow)
+    own_group = f"{group.name}.replay.june"
+
+    async def has_begun() -> bool:
+        stored = await committed_offsets(group.servers, own_group)
+        return any(each.offset for each in stored.values())
+
+    await eventually_async(has_begun)
+    process.signal(signal.SIGINT)
+    assert process.wait() == 75
+
+    left = seen(status(group, "--json", group_id=own_group, exit_code=1))
+
+    (partition,) = left["partitions"]
+    assert partition["lag"] == 150 - partition["committedOffset"]
+    (need,) = left["needsSomebody"]
+    assert f"the replay june, and {name}:0 has something to settle: `ingester replay" in need
+    decision = ("--as", "resend", "--reason", "workers are quicker")
+    decided = ingesters.run("resolve", f"{name}:0:0", *decision, settings=group.settings())
+    assert decided.returncode == 0, decided.stderr
+    assert WELL in status(group, group_id=own_group).stdout
 
 
 async def test_items_in_doubt_are_counted(
