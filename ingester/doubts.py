@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from ingester.core.batch import Batch, BatchBuilder, BatchLimits
 from ingester.core.intent import Intent, Ledger, Range, Unreadable, decode
-from ingester.core.mapping import NO_CORRECTION, Correction, corrected_decoder
+from ingester.core.mapping import NO_CORRECTION, Correction, corrected_decoder, correction_of
 from ingester.core.messages import Commit, Start
 from ingester.core.ranges import length, merged, subtracted
 from ingester.core.receipt import Note, Replay, Resolution
@@ -61,6 +61,12 @@ class Standing:
     def namespace(self) -> str:
         """Part of the keys of its batches, see `Replaying.namespace`."""
         return self.claim.name if self.claim and self.claim.forced else ""
+
+    @property
+    def correction(self) -> Correction:
+        """What a redrive makes of the records."""
+        claim = self.claim
+        return correction_of(claim.sets, claim.removes) if claim else NO_CORRECTION
 
     @property
     def unreadable(self) -> str | None:
@@ -271,15 +277,13 @@ async def _partition_counts(
     return {topic: facts.partitions.get(topic) or 0 for topic in asked}
 
 
-async def formed(
-    settings: DoubtSettings, standing: Standing, correction: Correction = NO_CORRECTION
-) -> Mapping[Range, Batch]:
+async def formed(settings: DoubtSettings, standing: Standing) -> Mapping[Range, Batch]:
     """Form again what is in doubt; left out is what the log or the settings do not give any more.
 
     UnavailableError when the log cannot be read now.
     """
     limits = BatchLimits(sys.maxsize, settings.body_bytes_max, linger_seconds=0)
-    decode_event = corrected_decoder(settings.unknown_members, correction)
+    decode_event = corrected_decoder(settings.unknown_members, standing.correction)
     reader = RangeReader(settings)
     batches = {}
     try:

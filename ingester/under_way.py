@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 from ingester.core.batch import Batch
 from ingester.core.intent import Intent, Ledger, decode
-from ingester.core.mapping import correction_of
 from ingester.core.receipt import Receipt, Replay
 from ingester.core.record import TopicPartition
 from ingester.core.start import start_at
-from ingester.doubts import DoubtSettings, Standing, formed, standings
+from ingester.doubts import DoubtSettings, Standing, formed, replay_group_id, standings
 from ingester.kafka import beginning_offsets, end_offsets
 from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.receipts import Receipts
@@ -52,9 +51,7 @@ async def of_replays(settings: DoubtSettings, claims: Sequence[Replay]) -> Under
     found: dict[Attempt, Batch | None] = {}
     for name, claimed in by_name.items():
         for standing in await _standings_of(settings, name, claimed):
-            claim = claimed[standing.name]
-            correction = correction_of(claim.sets, claim.removes)
-            batches = await formed(settings, standing, correction)
+            batches = await formed(settings, standing)
             for intent in standing.in_doubt:
                 found[Attempt(standing.name, intent, name)] = batches.get(intent.range)
     return found
@@ -64,10 +61,8 @@ async def _standings_of(
     settings: DoubtSettings, replay: str, claimed: Mapping[TopicPartition, Replay]
 ) -> Sequence[Standing]:
     """Where a replay stands in the partitions in which it has recorded a batch."""
-    group = f"{settings.group_id}.replay.{replay}"
-    stored = await KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS).committed_offsets(
-        group
-    )
+    admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
+    stored = await admin.committed_offsets(replay_group_id(settings.group_id, replay))
     commits = {
         name: commit
         for name, commit in stored.items()
@@ -90,5 +85,17 @@ async def _standings_of(
         ]
         start = start_at(name, commit, log_begins=begins[name], receipts_end=0, notes=own)
         said = [note for _, note in own]
-        found.append(Standing(name, commit, begins[name], ends[name], start, said, None, True))
+        found.append(
+            Standing(
+                name,
+                commit,
+                begins[name],
+                ends[name],
+                start,
+                said,
+                owner=None,
+                has_committed=True,
+                claim=claimed[name],
+            )
+        )
     return found
