@@ -115,8 +115,8 @@ def receipt_lines(entry: Entry) -> Iterator[str]:
     )
     yield _line("batch id", receipt.batch_id or "none")
     yield _line("idempotency key", receipt.idempotency_key)
-    doubt = "one before the last may have been applied" if receipt.in_doubt else "none in doubt"
-    yield _line("attempts", f"{receipt.attempts}, {doubt}")
+    doubt = "; PacSpace may have had it before" if receipt.in_doubt else ", none in doubt"
+    yield _line("attempts", f"{receipt.attempts}{doubt}")
     yield _line("settled at", receipt.settled_at)
     if receipt.replay is not None:
         forced = ", forced: counted beside what had a receipt" if receipt.forced else ""

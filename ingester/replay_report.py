@@ -26,8 +26,10 @@ class Summary(msgspec.Struct, rename="camel"):
     items: int = 0
     dead_letters: int = 0
     bits: int = 0
-    sent_more_than_once: int = 0
-    """Batches of which an attempt before the last may have been applied, under the same key."""
+    were_in_doubt: int = 0
+    """Batches of which PacSpace may have had an attempt before the acknowledged one, under the same
+    key: one without an answer, or one of a run that was killed when it had recorded that it would
+    send it. Nobody knows then whether it had."""
 
     def add(self, receipt: Receipt) -> None:
         """Count one receipt."""
@@ -35,7 +37,7 @@ class Summary(msgspec.Struct, rename="camel"):
         self.items += receipt.items
         self.dead_letters += receipt.dead_letters
         self.bits += receipt.bits
-        self.sent_more_than_once += receipt.in_doubt
+        self.were_in_doubt += receipt.in_doubt
 
 
 def plan_lines(plan: Plan, plan_file: Path | None) -> Iterator[str]:
@@ -104,9 +106,10 @@ def summary_lines(summary: Summary) -> Iterator[str]:
         f" {summary.items:,} items and {summary.bits:,} bits acknowledged,"
         f" {summary.dead_letters:,} dead letters"
     )
-    if summary.sent_more_than_once:
+    if summary.were_in_doubt:
         yield (
-            f"{summary.sent_more_than_once:,} batches were sent more than once, under the same key"
+            f"{summary.were_in_doubt:,} batches may have reached PacSpace before they were"
+            " acknowledged: each was sent under the same key every time"
         )
     if summary.forced:
         yield "What had receipts before was counted again, as --force says"
