@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -45,6 +45,7 @@ from tests.benchmark.workload import (
     parse_accounts,
     parse_partitions,
     parse_value_bytes,
+    parse_workers,
     workloads,
 )
 from tests.support.kafka import delete_topics
@@ -87,6 +88,9 @@ def main(
     value_bytes: Annotated[
         str, typer.Option(metavar="N,...", help="Length of each value; a mixture if unset.")
     ] = "",
+    workers: Annotated[
+        str, typer.Option(metavar="N,...", help="Workers that share the topic; each is measured.")
+    ] = "1",
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each, for the medians.")] = 3,
     latency_ms: Annotated[
         str, typer.Option(metavar="MS,...", help="How long the endpoint takes to answer.")
@@ -109,16 +113,23 @@ def main(
     or never finished something, and its figures mean nothing.
     """
     latencies_ms = _parsed(parse_latencies, latency_ms, "--latency-ms")
-    kinds = workloads(
-        events,
-        _parsed(parse_partitions, partitions, "--partitions"),
-        _parsed(parse_accounts, accounts, "--accounts"),
-        _parsed(parse_value_bytes, value_bytes, "--value-bytes"),
+    kinds = list(
+        workloads(
+            events,
+            _parsed(parse_partitions, partitions, "--partitions"),
+            _parsed(parse_accounts, accounts, "--accounts"),
+            _parsed(parse_value_bytes, value_bytes, "--value-bytes"),
+            _parsed(parse_workers, workers, "--workers"),
+        )
     )
+    if any(each.workers > each.partitions for each in kinds):
+        raise typer.BadParameter(
+            "more workers than partitions: some would have nothing to do", param_hint="--workers"
+        )
     # Right after a topic is made, aiokafka warns of each request that it has to repeat.
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
     planned = steps(
-        workloads=list(kinds),
+        workloads=kinds,
         rounds=rounds,
         latencies_ms=latencies_ms,
         only=only,
@@ -150,15 +161,15 @@ async def _bench(plan: Plan, kafka: LocalKafka, keeper: Keeper, file: Path | Non
     servers = kafka.bootstrap_servers
     topics: dict[Workload, LoadedTopic] = {}
     try:
-        for workload in {step.workload: None for step in plan.steps}:
+        for workload in {replace(step.workload, workers=1): None for step in plan.steps}:
             with _progress(f"writing {workload.events:,} events", workload.events) as advance:
                 topics[workload] = await load_topic(servers, workload, advance)
         capacities = [await _capacity(keeper, each) for each in plan.latencies_ms]
         runs: list[Run] = []
         for number, step in enumerate(plan.steps, 1):
-            run = await measure_run(
-                step.contender, topics[step.workload], step.latency_ms, servers, keeper
-            )
+            topic = topics[replace(step.workload, workers=1)]
+            topic = replace(topic, workload=step.workload)
+            run = await measure_run(step.contender, topic, step.latency_ms, servers, keeper)
             runs.append(run)
             _say(
                 f"run {number} of {len(plan.steps)}: {step.contender.name} at"

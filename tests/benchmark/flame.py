@@ -84,7 +84,7 @@ async def _record(
     )
     try:
         async with admin(servers) as kafka:
-            await wait_for_commits(kafka, topic.name, topic, profiler, log)
+            await wait_for_commits(kafka, topic.name, topic, [profiler], log)
         for worker in psutil.Process(profiler.pid).children():
             worker.terminate()
         await asyncio.to_thread(profiler.wait, 30)

@@ -1,4 +1,4 @@
-"""One measurement: a contender as a process of its own, from its start to the last commit.
+"""One measurement: a contender as processes of its own, from their start to the last commit.
 
 A run that ends with a total, an offset or an exit code that is not exactly the expected one is a
 failure, however fast it was.
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +28,14 @@ from tests.benchmark import blast
 from tests.benchmark.contenders import Contender, receipts_topic, settings
 from tests.benchmark.endpoint import TOTALS_PATH, Totals
 from tests.benchmark.loading import LoadedTopic
+from tests.benchmark.membership import rebalance_held, shares
 from tests.benchmark.workload import Workload
 from tests.support.kafka import admin, delete_topics
 from tests.support.waiting import eventually_async
 
 STALL_SECONDS_MAX = 60.0
 _POLL_SECONDS = 0.1  # how exact `wall_seconds` is
+_START_SECONDS_MAX = 60.0  # of several on a busy machine
 _END_SECONDS_MAX = 30.0
 _LOG_LINES_SHOWN = 20
 _CLIMBED_SHARE = 0.9
@@ -57,10 +59,11 @@ class Run:
     seconds: float
     """From the first request that the endpoint saw to the last that it acknowledged."""
     wall_seconds: float
-    """From the start of the process to its last commit."""
+    """From the start of the processes to their last commit."""
     cpu_seconds: float
-    """User and system, from the start of the process to its last commit, children included."""
+    """User and system of all workers, from their start to the last commit, children included."""
     resident_bytes_max: int
+    """Of the worker that had the most."""
     endpoint_cpu_seconds: float
     """Of the endpoint, within `seconds`."""
     machine_cpu_seconds: float
@@ -145,7 +148,7 @@ async def endpoint_process(keeper: Keeper, latency_ms: float) -> AsyncIterator[E
     process = keeper.start(command, log=log, cwd=_ROOT)
 
     async def listening() -> re.Match[str] | None:
-        _check_alive(process, log)
+        _check_alive([process], log)
         return re.search(r"^listening on (\S+)\n", log.read_text())
 
     try:
@@ -176,29 +179,34 @@ async def measure_run(
     bootstrap_servers: str,
     keeper: Keeper,
 ) -> Run:
-    """Let a contender bring the whole topic to a fresh endpoint, in a fresh group."""
+    """Let a contender's workers bring the whole topic to a fresh endpoint, in a fresh group."""
     group_id = f"benchmark-{contender.name.replace(' ', '-')}-{uuid.uuid4().hex[:8]}"
     log = keeper.folder / f"{group_id}.log"
     async with (
         endpoint_process(keeper, latency_ms) as endpoint,
         admin(bootstrap_servers) as kafka,
     ):
-        started, machine_started = time.perf_counter(), _machine_cpu_seconds()
-        process = keeper.start(
-            contender.command,
-            log=log,
-            env=settings(contender, bootstrap_servers, topic.name, group_id, endpoint.url),
-            cwd=keeper.folder,
-        )
+        environment = settings(contender, bootstrap_servers, topic.name, group_id, endpoint.url)
+        processes: list[subprocess.Popen[bytes]] = []
         try:
-            await wait_for_commits(kafka, group_id, topic, process, log)
+            async with rebalance_held(kafka, group_id, topic.name):
+                started, machine_started = time.perf_counter(), _machine_cpu_seconds()
+                for _ in range(topic.workload.workers):
+                    process = keeper.start(
+                        contender.command, log=log, env=environment, cwd=keeper.folder
+                    )
+                    processes.append(process)
+                await _wait_for_members(kafka, group_id, processes, log)
+            await wait_for_commits(kafka, group_id, topic, processes, log)
             wall_seconds = time.perf_counter() - started
             machine_cpu_seconds = _machine_cpu_seconds() - machine_started
-            cpu_seconds, resident_bytes_max = _usage(process.pid)
-            await end(process, contender.exit_code, log)
+            used = [_usage(process.pid) for process in processes]
+            check_shares(contender.name, await shares(kafka, group_id), topic.workload)
+            await asyncio.gather(*(end(each, contender.exit_code, log) for each in processes))
         finally:
-            process.kill()
-            process.wait()
+            for process in processes:
+                process.kill()
+                process.wait()
             await delete_topics(bootstrap_servers, [receipts_topic(group_id)])
         totals = await endpoint.totals()
     check_totals(contender.name, totals, topic.workload.events, topic.bits)
@@ -210,26 +218,41 @@ async def measure_run(
         requests_repeated=totals.requests_repeated,
         seconds=totals.seconds,
         wall_seconds=wall_seconds,
-        cpu_seconds=cpu_seconds,
-        resident_bytes_max=resident_bytes_max,
+        cpu_seconds=sum(cpu_seconds for cpu_seconds, _ in used),
+        resident_bytes_max=max(resident_bytes for _, resident_bytes in used),
         endpoint_cpu_seconds=totals.cpu_seconds,
         machine_cpu_seconds=machine_cpu_seconds,
         items_by_tenth=tuple(totals.items_by_tenth),
     )
 
 
+async def _wait_for_members(
+    kafka: AIOKafkaAdminClient,
+    group_id: str,
+    processes: Sequence[subprocess.Popen[bytes]],
+    log: Path,
+) -> None:
+    """Return when all of them are in the group, beside the one that holds it."""
+
+    async def joined() -> bool:
+        _check_alive(processes, log)
+        return len(await shares(kafka, group_id)) == len(processes) + 1
+
+    await eventually_async(joined, _START_SECONDS_MAX)
+
+
 async def wait_for_commits(
     kafka: AIOKafkaAdminClient,
     group_id: str,
     topic: LoadedTopic,
-    process: subprocess.Popen[bytes],
+    processes: Sequence[subprocess.Popen[bytes]],
     log: Path,
 ) -> None:
     """Return when the group has committed the end of every partition, and nothing beyond it."""
     loop = asyncio.get_running_loop()
     latest, moved_at = dict[int, int](), loop.time()
     while latest != topic.next_offsets:
-        _check_alive(process, log)
+        _check_alive(processes, log)
         try:
             offsets = await kafka.list_consumer_group_offsets(group_id)
         except (GroupCoordinatorNotAvailableError, NotCoordinatorForGroupError):
@@ -240,7 +263,7 @@ async def wait_for_commits(
         elif loop.time() - moved_at > STALL_SECONDS_MAX:
             raise RunFailedError(
                 f"nothing was committed for {STALL_SECONDS_MAX:g} s; committed is {latest}, the"
-                f" topic ends at {topic.next_offsets}; the process printed:\n{_tail(log)}"
+                f" topic ends at {topic.next_offsets}; what was printed:\n{_tail(log)}"
             )
         await asyncio.sleep(_POLL_SECONDS)
 
@@ -260,10 +283,13 @@ async def end(process: subprocess.Popen[bytes], expected: int, log: Path) -> Non
         )
 
 
-def _check_alive(process: subprocess.Popen[bytes], log: Path) -> None:
-    code = process.poll()
-    if code is not None:
-        raise RunFailedError(f"the process ended with exit code {code}; it printed:\n{_tail(log)}")
+def _check_alive(processes: Sequence[subprocess.Popen[bytes]], log: Path) -> None:
+    for process in processes:
+        code = process.poll()
+        if code is not None:
+            raise RunFailedError(
+                f"the process ended with exit code {code}; it printed:\n{_tail(log)}"
+            )
 
 
 def _usage(pid: int) -> tuple[float, int]:
@@ -282,6 +308,17 @@ def _usage(pid: int) -> tuple[float, int]:
 def _machine_cpu_seconds() -> float:
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0))
+
+
+def check_shares(who: str, found: Sequence[int], workload: Workload) -> None:
+    """RunFailedError unless each worker is still in the group, with its share of the partitions."""
+    share, more = divmod(workload.partitions, workload.workers)
+    due = [share] * (workload.workers - more) + [share + 1] * more
+    if found != due:
+        raise RunFailedError(
+            f"{who}: the members of the group have {found} partitions at the end, due were {due}:"
+            " a worker came late or left early"
+        )
 
 
 def check_totals(who: str, totals: Totals, items: int, bits: int) -> None:

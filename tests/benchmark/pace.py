@@ -94,7 +94,7 @@ async def _measure(bootstrap_servers: str, keeper: Keeper, topic: str, seconds: 
             await eventually_async(warm)
             started = time.time()
             written = await _produce(producer, topic, round(seconds * EVENTS_PER_SECOND))
-            await wait_for_commits(kafka, topic, written, process, log)
+            await wait_for_commits(kafka, topic, written, [process], log)
             await end(process, observed.exit_code, log)
         finally:
             process.kill()

@@ -42,6 +42,7 @@ COLUMNS = (
     "memory MiB",
     "cores",
 )
+ONE_WORKER = "one worker"
 PACE_COLUMNS = ("part", "p50 ms", "p99 ms", "p99.9 ms")
 
 
@@ -134,25 +135,30 @@ def _summary(runs: Sequence[Run]) -> Summary:
 
 
 def compare(summaries: Sequence[Summary]) -> list[Comparison]:
-    """Hold the ingester against the plain loop, and its variants against it, where both ran."""
+    """Hold the ingester against the plain loop, variants against it, and workers against one."""
     found = {(each.contender, each.latency_ms, _kind(each.workload)): each for each in summaries}
     against = {INGESTER.name: PLAIN.name, **{each.name: INGESTER.name for each in VARIANTS}}
     comparisons = []
     for (name, latency_ms, kind), ours in found.items():
+        label = _label(ours, summaries)
         other = found.get((against.get(name, ""), latency_ms, kind))
-        if other is None:
-            continue
-        cpu = ours.cpu_seconds_per_million / other.cpu_seconds_per_million
-        comparisons.append(
-            Comparison(
-                name=_label(ours, summaries),
-                other=other.contender,
-                latency_ms=latency_ms,
-                events_per_second=ours.events_per_second / other.events_per_second,
-                cpu_seconds_per_million=cpu if ours.events == other.events else None,
-            )
-        )
+        if other is not None:
+            comparisons.append(_comparison(label, ours, other.contender, other))
+        one = found.get((name, latency_ms, replace(kind, workers=1)))
+        if one is not None and one is not ours:
+            comparisons.append(_comparison(label, ours, ONE_WORKER, one))
     return comparisons
+
+
+def _comparison(name: str, ours: Summary, other_name: str, other: Summary) -> Comparison:
+    cpu = ours.cpu_seconds_per_million / other.cpu_seconds_per_million
+    return Comparison(
+        name=name,
+        other=other_name,
+        latency_ms=ours.latency_ms,
+        events_per_second=ours.events_per_second / other.events_per_second,
+        cpu_seconds_per_million=cpu if ours.events == other.events else None,
+    )
 
 
 def _kind(workload: Workload) -> Workload:
@@ -199,6 +205,7 @@ def sentences(
         *_ceilings(summaries, capacities),
         _endpoint(summaries, capacities[0]),
         f"Medians of {max(each.runs for each in summaries)}. {_METHOD}",
+        *_together(summaries),
         *_shorter(summaries),
         *_repeated(summaries),
         _circumstances(summaries, circumstances),
@@ -223,17 +230,19 @@ def _ceilings(summaries: Sequence[Summary], capacities: Iterable[Capacity]) -> I
     for each in summaries:
         for contender in CONTENDERS:
             if each.contender == contender.name and each.latency_ms:
-                permitted = contender.events_permitted(each.latency_ms / 1000)
+                workers = each.workload.workers
+                in_flight = contender.requests_in_flight_max * workers
+                permitted = contender.events_permitted(each.latency_ms / 1000) * workers
                 steady = each.steady_events_per_second
                 sentence = (
                     f"{_label(each, summaries)} at {each.latency_ms:g} ms:"
-                    f" {contender.requests_in_flight_max} in flight, {ITEMS_MAX} items each, permit"
+                    f" {in_flight} in flight, {ITEMS_MAX} items each, permit"
                     f" {permitted:,.0f} events/s; it reached"
                     f" {each.events_per_second / permitted:.0%} of that,"
                     f" {steady / permitted:.0%} in the second half of the run, nearly so much after"
                     f" {each.climb_seconds:.1f} s."
                 )
-                if contender is INGESTER and each.latency_ms in possible:
+                if contender is INGESTER and workers == 1 and each.latency_ms in possible:
                     bare = possible[each.latency_ms]
                     sentence += (
                         f" The same bodies over as many bare connections, without Kafka:"
@@ -268,6 +277,15 @@ def _circumstances(summaries: Sequence[Summary], known: Circumstances) -> str:
 
 def _listed(numbers: Iterable[int]) -> str:
     return " or ".join(f"{number:,}" for number in dict.fromkeys(numbers))
+
+
+def _together(summaries: Iterable[Summary]) -> Iterable[str]:
+    if any(each.workload.workers > 1 for each in summaries):
+        yield (
+            "Several workers are one group, and nothing is read before each has its share of the"
+            " partitions. CPU and cores are of all of them together, memory is of the one with the"
+            " most."
+        )
 
 
 def _shorter(summaries: Sequence[Summary]) -> Iterable[str]:

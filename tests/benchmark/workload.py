@@ -1,4 +1,4 @@
-"""What a run has to bring to the endpoint: how many events, of which size, in how many places."""
+"""What a run brings to the endpoint: events, their size, their places, and workers to do it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tests.benchmark.events import ACCOUNTS, ACCOUNTS_MAX, VALUE_BYTES_MEAN, VAL
 
 _PARTITIONS_MAX = 4096
 _VALUE_BYTES_MAX = 100_000
+_WORKERS_MAX = 64
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Workload:
     partitions: int = 8
     accounts: int = ACCOUNTS
     value_bytes: int | None = None
+    workers: int = 1
+    """Members of the group that share the topic."""
 
     @property
     def value_bytes_mean(self) -> int:
@@ -31,6 +34,7 @@ class Workload:
             "partitions": f"{self.partitions:,} partitions",
             "accounts": f"{self.accounts:,} accounts",
             "value_bytes": f"{self.value_bytes_mean:,} bytes",
+            "workers": "1 worker" if self.workers == 1 else f"{self.workers:,} workers",
         }
         return ", ".join(words[name] for name in words if name in set(varied))
 
@@ -40,7 +44,7 @@ def varied(workloads: Iterable[Workload]) -> list[str]:
     kinds = set(workloads)
     return [
         name
-        for name in ("partitions", "accounts", "value_bytes")
+        for name in ("partitions", "accounts", "value_bytes", "workers")
         if len({getattr(each, name) for each in kinds}) > 1
     ]
 
@@ -50,9 +54,10 @@ def workloads(
     partitions: Sequence[int],
     accounts: Sequence[int],
     value_bytes: Sequence[int],
+    workers: Sequence[int] = (1,),
 ) -> Iterator[Workload]:
     """Yield one for each combination; no `value_bytes` at all is the usual mixture."""
-    for each in product(partitions, accounts, value_bytes or (None,)):
+    for each in product(partitions, accounts, value_bytes or (None,), workers):
         yield Workload(events, *each)
 
 
@@ -71,6 +76,11 @@ def parse_value_bytes(text: str) -> tuple[int, ...]:
     if not text:
         return ()
     return _counts(text, "a number of bytes", VALUE_BYTES_MIN, _VALUE_BYTES_MAX)
+
+
+def parse_workers(text: str) -> tuple[int, ...]:
+    """Read `1,2,4`; ValueError says which part is no number of workers."""
+    return _counts(text, "a number of workers", 1, _WORKERS_MAX)
 
 
 def _counts(text: str, what: str, least: int, most: int) -> tuple[int, ...]:

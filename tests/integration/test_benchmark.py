@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 
 from ingester.local_kafka import Keeper, LocalKafka
 from tests.benchmark import plain_loop
-from tests.benchmark.contenders import PLAIN, Contender
+from tests.benchmark.contenders import INGESTER, PLAIN, Contender
 from tests.benchmark.loading import LoadedTopic, load_topic
 from tests.benchmark.measure import RunFailedError, measure_run
+from tests.benchmark.membership import rebalance_held, shares
 from tests.benchmark.workload import Workload
-from tests.support.kafka import delete_topics
+from tests.support.kafka import admin, delete_topics
+from tests.support.waiting import eventually_async
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(plain_loop.__file__).read_text()
@@ -85,6 +89,52 @@ async def loaded(kafka: LocalKafka) -> AsyncIterator[LoadedTopic]:
     topic = await load_topic(kafka.bootstrap_servers, Workload(1_000, 2), lambda _: None)
     yield topic
     await delete_topics(kafka.bootstrap_servers, [topic.name])
+
+
+async def test_two_workers_share_a_topic(
+    kafka: LocalKafka, keeper: Keeper, loaded: LoadedTopic
+) -> None:
+    """Each has its share to the end, together they bring every event exactly once."""
+    shared = replace(loaded, workload=replace(loaded.workload, workers=2))
+
+    run = await measure_run(INGESTER, shared, 0.0, kafka.bootstrap_servers, keeper)
+
+    assert (run.events, run.workload.workers, run.requests_repeated) == (1_000, 2, 0)
+    assert run.cpu_seconds > 0
+
+
+async def test_nobody_reads_before_everybody_has_a_share(
+    kafka: LocalKafka, loaded: LoadedTopic
+) -> None:
+    """Members that join one after the other get their partitions together, and get them once."""
+    servers, group_id = kafka.bootstrap_servers, f"{loaded.name}-held"
+    given: list[int] = []
+
+    class Listener(ConsumerRebalanceListener):
+        def on_partitions_revoked(self, revoked: object) -> None:
+            """Nothing is in flight."""
+
+        def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+            given.append(len(assigned))
+
+    members = [AIOKafkaConsumer(bootstrap_servers=servers, group_id=group_id) for _ in range(2)]
+    starting: list[asyncio.Task[None]] = []
+    async with admin(servers) as client:
+
+        async def joined() -> bool:
+            return await shares(client, group_id) == [0] * (1 + len(starting))
+
+        async with rebalance_held(client, group_id, loaded.name):
+            for member in members:
+                member.subscribe([loaded.name], listener=Listener())
+                starting.append(asyncio.create_task(member.start()))
+                await eventually_async(joined)
+            assert given == []
+        await asyncio.gather(*starting)
+        found = await shares(client, group_id)
+    await asyncio.gather(*(member.stop() for member in members))
+
+    assert found == given == [1, 1]
 
 
 @pytest.mark.parametrize(

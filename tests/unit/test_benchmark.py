@@ -9,15 +9,17 @@ from datetime import UTC, datetime
 from itertools import pairwise
 
 import pytest
+import typer
 
 from ingester.core.event import UsageEvent, event_decoder
 from tests.benchmark import blast
+from tests.benchmark.__main__ import main
 from tests.benchmark.contenders import INGESTER, PLAIN, VARIANTS, WITHOUT_RECEIPTS
 from tests.benchmark.endpoint import Ledger
 from tests.benchmark.events import VALUE_BYTES_MEAN, generate
 from tests.benchmark.flame import explained
 from tests.benchmark.http1 import Message, split_message
-from tests.benchmark.measure import Capacity, Run
+from tests.benchmark.measure import Capacity, Run, RunFailedError, check_shares
 from tests.benchmark.observed import Passage
 from tests.benchmark.pace import Delay, conclude, quantiles
 from tests.benchmark.plan import SLOW_SHARE, parse_latencies, steps
@@ -37,6 +39,7 @@ from tests.benchmark.workload import (
     parse_accounts,
     parse_partitions,
     parse_value_bytes,
+    parse_workers,
     workloads,
 )
 
@@ -204,12 +207,19 @@ def test_workloads_and_variants_take_turns_within_a_round() -> None:
     assert [(step.contender, step.workload) for step in plan] == one_round * 2
 
 
+def test_a_worker_without_a_partition_is_not_planned() -> None:
+    """More workers than partitions are refused before anything is started."""
+    with pytest.raises(typer.BadParameter, match="more workers than partitions"):
+        main(partitions="8,2", workers="1,4")
+
+
 def test_lists_of_counts_are_read_in_order_and_once() -> None:
     """A repeated count is one count, and no size of values is the usual mixture."""
     assert parse_partitions("8, 1,8") == (8, 1)
     assert parse_accounts("10,1_000_000") == (10, 1_000_000)
     assert parse_value_bytes("100,10000") == (100, 10_000)
     assert parse_value_bytes("") == ()
+    assert parse_workers("1,2,4,2") == (1, 2, 4)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +230,7 @@ def test_lists_of_counts_are_read_in_order_and_once() -> None:
         (parse_accounts, "1000001", "'1000001' is not a number of accounts"),
         (parse_value_bytes, "99", "'99' is not a number of bytes from 100 to 100,000"),
         (parse_value_bytes, "many", "'many' is not a number of bytes"),
+        (parse_workers, "0", "'0' is not a number of workers from 1 to 64"),
     ],
 )
 def test_what_is_no_count_is_refused(parse: Callable[[str], object], text: str, what: str) -> None:
@@ -238,6 +249,49 @@ def test_what_is_no_latency_is_refused(text: str) -> None:
     """A latency is a number of milliseconds that a run can bear."""
     with pytest.raises(ValueError, match="is not a latency"):
         parse_latencies(text)
+
+
+# -- several workers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("workers", "found"), [(1, [8]), (2, [4, 4]), (3, [2, 3, 3])])
+def test_workers_with_their_shares_are_a_run(workers: int, found: list[int]) -> None:
+    """Partitions that cannot be shared evenly are shared as evenly as they can."""
+    check_shares("ingester", found, Workload(1, partitions=8, workers=workers))
+
+
+@pytest.mark.parametrize("found", [[], [8], [0, 8], [3, 5], [2, 3, 3]])
+def test_a_worker_that_came_late_or_left_early_is_a_failed_run(found: list[int]) -> None:
+    """Two workers who did not share the topic say nothing about two workers."""
+    with pytest.raises(RunFailedError, match=r"due were \[4, 4\]"):
+        check_shares("ingester", found, Workload(1, partitions=8, workers=2))
+
+
+def test_several_workers_are_compared_with_one() -> None:
+    """What another worker brings is told beside what it costs, and how the figures are meant."""
+    two = replace(OURS, workload=Workload(1_000_000, workers=2), seconds=3.125, cpu_seconds=5.5)
+
+    summaries = summarize([OURS, two])
+
+    assert [cells[1] for cells in rows(summaries)] == ["ingester, 1 worker", "ingester, 2 workers"]
+    assert compare(summaries) == [
+        Comparison("ingester, 2 workers", "one worker", 0.0, 1.6, cpu_seconds_per_million=1.1)
+    ]
+    below = sentences(summaries, [CAPACITY], CIRCUMSTANCES)
+    assert (
+        "ingester, 2 workers / one worker at 0 ms: 1.60 times the events a second,"
+        " 1/0.91 of the CPU per event."
+    ) in below
+    assert any("memory is of the one with the most" in sentence for sentence in below)
+
+
+def test_several_workers_have_more_in_flight_together() -> None:
+    """At a latency each worker's own requests are permitted to it."""
+    two = replace(OURS, workload=Workload(1_000_000, workers=2), latency_ms=20.0)
+
+    below = sentences(summarize([two]), [CAPACITY], CIRCUMSTANCES)
+
+    assert any("64 in flight, 100 items each, permit 320,000 events/s" in each for each in below)
 
 
 # -- the conclusions ----------------------------------------------------------------------------
