@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from ingester.core.intent import Range
-from ingester.core.ranges import intersected, length
+from ingester.core.ranges import Ruler, intersected
 from ingester.core.receipt import Note, Receipt, Replay
 from ingester.core.record import TopicPartition
 from ingester.core.start import is_given_up
@@ -55,6 +55,7 @@ class ReplayRun:
         self._worker: Worker | None = None  # made once the ranges are claimed
         self._signal_name: str | None = None  # of whoever interrupts it
         self._extents = self._replaying.extents()
+        self._rulers = {name: Ruler(each) for name, each in self._replaying.selected.items()}
         self._ended = False  # everything is settled and committed
 
     def interrupt(self, signal_name: str) -> None:
@@ -255,7 +256,7 @@ class ReplayRun:
         return name in self._extents and done.get(name, 0) < self._extents[name][1]
 
     def _settled(self, name: TopicPartition, committed: int) -> int:
-        return length(intersected(self._replaying.selected[name], [(0, max(committed, 0))]))
+        return self._rulers[name].below(committed)
 
     async def _notes(self) -> Mapping[TopicPartition, list[Note]]:
         notes = await self._receipts.notes({}, dict.fromkeys(self._extents, 0))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingester.core.intent import Range
-from ingester.core.ranges import intersected, length, merged, subtracted
+from ingester.core.ranges import Ruler, intersected, length, merged, subtracted
 
 RANGES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=8)
 
@@ -44,3 +44,11 @@ def test_a_difference_holds_what_is_in_the_one_alone(
     assert offsets(intersection) == offsets(one) & offsets(other)
     assert is_canonical(difference)
     assert is_canonical(intersection)
+
+
+@given(RANGES, st.integers(-5, 35))
+def test_a_ruler_counts_what_is_below_an_offset(ranges: list[Range], offset: int) -> None:
+    """Within a range, between two, before the first and behind the last; of nothing nothing."""
+    union = merged(ranges)
+
+    assert Ruler(union).below(offset) == len({each for each in offsets(union) if each < offset})
