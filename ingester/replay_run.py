@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from ingester.core.receipt import Note, Receipt, Replay
 from ingester.core.record import TopicPartition
 from ingester.core.start import is_given_up
 from ingester.errors import IncompleteError, UnavailableError, UsageError
+from ingester.kafka import end_offsets
 from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.progress import bar
 from ingester.receipts import Receipts
@@ -27,6 +28,7 @@ from ingester.telemetry import Telemetry
 from ingester.worker import Worker, stop_by_signal
 
 _WATCH_SECONDS: Final = 0.2  # between looks at how far the worker is
+_LOG_LOOK_SECONDS: Final = 10.0  # without progress, before a look whether the log has its end
 _GROUP_LOOK_SECONDS: Final = 2.0  # between looks at how far others are that carry out the same plan
 
 
@@ -89,6 +91,8 @@ class ReplayRun:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
             if not self._ended:
+                if self._signal_name is None:
+                    await self._refuse_if_cut()
                 raise IncompleteError(
                     f"interrupted; nothing is lost or sent twice. To continue: {self._again}"
                 )
@@ -132,6 +136,7 @@ class ReplayRun:
                 f"the plan of {self._plan.name} was changed after it had begun. Continue it as it"
                 " was, and make another plan for the rest"
             )
+        await self._refuse_if_cut()
         if not unclaimed and await self._admin.committed_offsets(self._settings.group_id):
             return True  # what follows was found in order before the first commit
         await self._look_beside({name: self._extents[name] for name in own if own[name]})
@@ -150,6 +155,44 @@ class ReplayRun:
     def _is_changed(self, name: TopicPartition, note: Replay) -> bool:
         claim = (note.first_offset, note.next_offset, note.forced, note.sets, note.removes)
         return claim != (*self._extents[name], self._plan.forced, *self._plan.corrections)
+
+    async def _refuse_if_cut(self) -> None:
+        """UsageError where the log ends before the plan: nobody can send what is missing.
+
+        The claims end with it, unless something is in doubt that workers would send as well.
+        """
+        cut = await self._cut()
+        if not cut:
+            return
+        claimed = {
+            name: self._extents[name]
+            for name, notes in (await self._notes()).items()
+            if any(isinstance(each, Replay) and each.name == self._plan.name for each in notes)
+        }
+        stored = await self._admin.committed_offsets(self._settings.group_id)
+        doubtful = [str(name) for name in claimed if intended(stored.get(name))]
+        what = (
+            f"the log of {', '.join(cut)}: it was cut, or the topic was made anew, and what is"
+            " missing cannot be sent."
+        )
+        if doubtful:
+            raise UsageError(
+                f"{what} {', '.join(doubtful)} has batches in doubt"
+                f" (INGESTER_GROUP_ID={self._settings.group_id} ingester resolve), so that workers"
+                " wait as before. When you have compared the balances, let them go on (ingester"
+                " resolve TOPIC:PARTITION:OFFSET --as resend), and make another plan"
+            )
+        await self._note("ended", claimed)
+        raise UsageError(f"{what} What was sent has receipts. Make the plan again")
+
+    async def _cut(self) -> Sequence[str]:
+        """Name the partitions whose log ends before the plan does."""
+        ends = await end_offsets(self._settings, self._extents)
+        return [
+            f"{name} ends at offset {ends[name]}, and the plan at {next_offset}"
+            for name, (_, next_offset) in self._extents.items()
+            if ends[name] < next_offset
+        ]
 
     async def _look_beside(self, claimed: Mapping[TopicPartition, Range]) -> None:
         """UsageError where the group is at work, or has left a doubt, in what is to be sent.
@@ -228,6 +271,7 @@ class ReplayRun:
         done: dict[TopicPartition, int] = {}
         look_at = loop.time()
         settled = 0
+        moved_at = loop.time()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             own = worker.partitions
@@ -239,7 +283,14 @@ class ReplayRun:
                     done |= {name: each.next_offset for name, each in stored.items()}
             now_settled = sum(self._settled(name, done.get(name, 0)) for name in self._extents)
             progressed(now_settled - settled)
-            settled = now_settled
+            if now_settled != settled:
+                settled, moved_at = now_settled, loop.time()
+            elif loop.time() >= moved_at + _LOG_LOOK_SECONDS:
+                moved_at = loop.time()
+                with suppress(UnavailableError):  # it is looked at again
+                    if await self._cut():
+                        worker.request_stop("the end of the log")
+                        return
             finished = [name for name in own if not self._is_open(name, done)]
             if finished:
                 worker.rest(finished)

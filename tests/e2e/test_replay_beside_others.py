@@ -15,7 +15,7 @@ from ingester.core.receipt import Replay, encode_note
 from ingester.replay_plan import Plan, read
 from tests.conftest import TopicFactory
 from tests.e2e.test_markers import transact
-from tests.support.kafka import admin, end_offsets, read_all
+from tests.support.kafka import admin, create_topic, delete_topics, end_offsets, read_all
 from tests.support.processes import Ingesters
 from tests.support.simulator import Simulator
 from tests.support.waiting import eventually, eventually_async
@@ -240,6 +240,80 @@ async def test_a_partition_that_the_topic_does_not_have_is_not_waited_for(
     assert f"which has {PARTITIONS} partitions" in refused.stderr
     assert len(await end_offsets(half.servers, f"{half.topics[0]}.receipts")) == PARTITIONS
     assert simulator.report()["keys"] == totals(usage(400))
+
+
+async def made_anew(group: Group, count: int) -> None:
+    """Replace the topic by a namesake with other records, all in its first partition."""
+    (name,) = group.topics
+    await delete_topics(group.servers, [name])
+
+    async def is_gone() -> bool:
+        async with admin(group.servers) as client:
+            return name not in await client.list_topics()
+
+    await eventually_async(is_gone)
+    await create_topic(group.servers, name)
+    await group.produce(usage(count, first=5000), partition=0)
+
+
+@pytest.mark.parametrize("is_claimed", [False, True], ids=["not begun", "begun"])
+async def test_a_log_that_ends_before_the_plan_is_not_waited_for(
+    group_of: GroupOf,
+    topic: TopicFactory,
+    replay: Run,
+    simulator: Simulator,
+    tmp_path: Path,
+    is_claimed: bool,
+) -> None:
+    """Nothing is sent, a claim is taken back, and a plan of what is there now can be made."""
+    group = group_of(await topic())
+    await group.produce(usage(40), partition=0)
+    path = tmp_path / "plan.json"
+    replay(group, group.topics[0], "--dry-run", "--save", str(path))
+    if is_claimed:
+        await topic(name=f"{group.topics[0]}.receipts")
+        await claim(group, read(path), 0, "started")
+    await made_anew(group, 10)
+
+    refused = replay(group, "--plan", str(path), exit_code=64)
+
+    where = f"{group.topics[0]}:0 ends at offset 10, and the plan at 40"
+    assert where in refused.stderr
+    assert "Make the plan again" in refused.stderr
+    assert simulator.report()["items"] == 0
+    replay(group, group.topics[0], "--save", str(tmp_path / "new.json"))
+    group.start()
+    await group.produce(usage(5), partition=0)
+    await group.settled()
+    assert simulator.report()["keys"] == totals([*usage(10, first=5000), *usage(5)])
+
+
+async def test_a_log_that_loses_its_end_ends_the_replay(
+    group_of: GroupOf,
+    topic: TopicFactory,
+    ingesters: Ingesters,
+    simulator: Simulator,
+    tmp_path: Path,
+) -> None:
+    """While it runs: it settles what it has read, and says what is missing."""
+    group = group_of(await topic())
+    await group.produce(usage(20_000), partition=0)
+    simulator.add_faults({"match": {"method": "POST"}, "effect": {"kind": "answer", "status": 503}})
+    settings = group.settings(
+        items_max="20",
+        body_bytes_max="4096",
+        buffer_bytes_max="65536",
+        partition_fetch_bytes_max="16384",
+    )  # so that it has not read far when the topic is made anew
+    plan = ("--save", str(tmp_path / "plan.json"))
+    process = ingesters.start("replay", group.topics[0], *plan, settings=settings)
+    eventually(lambda: "503" in process.log())
+    await made_anew(group, 3000)
+    simulator.clear_faults()
+
+    assert process.wait(60) == 64, process.log()
+
+    assert "ends at offset 3000, and the plan at 20000" in process.log()
 
 
 async def test_a_group_that_has_settled_nothing_of_it_is_asked_about(
