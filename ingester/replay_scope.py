@@ -79,7 +79,7 @@ class Selection:
             receipted += length(settled)
             skipped += length(left_out)
             unsettled[name] = subtracted(
-                scoped, left_out if scope.forced else [*settled, *left_out]
+                scoped, left_out if scope.forced else merged([*settled, *left_out])
             )
         chosen: Mapping[TopicPartition, list[Range]] = unsettled
         counts = None
