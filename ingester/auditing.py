@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ingester.books import Extents, dead_letters, extents, notes
@@ -21,10 +21,8 @@ from ingester.core.receipt import Note, Receipt, Replay
 from ingester.core.record import Record, TopicPartition
 from ingester.doubts import DoubtSettings, Standing
 from ingester.errors import UnavailableError
-from ingester.kafka_range import stream
+from ingester.kafka_range import ranges_of, stream
 from ingester.progress import bar
-
-_NEAR_OFFSETS = 20_000  # to read on over so many takes less time than to connect anew
 
 
 @dataclass(slots=True)
@@ -209,28 +207,13 @@ class Auditor:
             begins = audit.logs[name][0]
             ground = partition.judge_ground(audit.committed.get(name, begins), begins)
             gaps: dict[Range, tuple[int, int, int]] = {}
-            async for records in self._records_in(name, ground):
+            async for records in ranges_of(self._settings, name, ground):
                 for record in records:
                     range_ = ground[bisect_right(ground, (record.offset, 2**63)) - 1]
                     first_offset, _, count = gaps.get(range_, (record.offset, 0, 0))
                     gaps[range_] = (first_offset, record.offset + 1, count + 1)
             for first_offset, next_offset, count in gaps.values():
                 partition.found_gap((first_offset, next_offset), count)
-
-    async def _records_in(
-        self, name: TopicPartition, ranges: Sequence[Range]
-    ) -> AsyncIterator[Sequence[Record]]:
-        """Yield what the log has of ascending ranges; what lies near is read in one go."""
-        near: list[list[Range]] = []
-        for range_ in ranges:
-            if near and range_[0] - near[-1][-1][1] < _NEAR_OFFSETS:
-                near[-1].append(range_)
-            else:
-                near.append([range_])
-        for several in near:
-            extent = (several[0][0], several[-1][1])
-            async for _, records in stream(self._settings, {name: extent}):
-                yield [record for record in records if holds(several, record.offset)]
 
     async def _read_logs(
         self, audit: Audit, sums: dict[str, int], boundaries: Mapping[TopicPartition, int]

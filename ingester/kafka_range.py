@@ -8,6 +8,7 @@ audits what it has read.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka_errors
 
 from ingester.core.intent import Range
+from ingester.core.ranges import holds
 from ingester.core.record import Record, TopicPartition
 from ingester.errors import UnavailableError
 from ingester.kafka import POLL_SECONDS, closed, group_less_consumer, translate
@@ -26,6 +28,8 @@ from ingester.settings import KafkaSettings
 
 _READ_SECONDS_MAX: Final = 30.0
 _READ_RECORDS_MAX: Final = 500
+_BEYOND: Final = 2**63  # no offset is as high
+_NEAR_OFFSETS: Final = 20_000  # to read on over so many takes less time than to connect anew
 
 
 async def stream(
@@ -63,6 +67,47 @@ async def stream(
         raise translate(error, "Kafka") from error
     finally:
         await closed(consumer.stop())
+
+
+async def ranges_of(
+    settings: KafkaSettings, partition: TopicPartition, ranges: Sequence[Range]
+) -> AsyncIterator[Sequence[Record]]:
+    """Yield what the log has of ascending ranges; what lies near is read in one go.
+
+    The rest is as of `stream`.
+    """
+    near: list[list[Range]] = []
+    for range_ in ranges:
+        if near and range_[0] - near[-1][-1][1] < _NEAR_OFFSETS:
+            near[-1].append(range_)
+        else:
+            near.append([range_])
+    for several in near:
+        extent = (several[0][0], several[-1][1])
+        async for _, records in stream(settings, {partition: extent}):
+            yield [record for record in records if holds(several, record.offset)]
+
+
+async def not_empty(
+    settings: KafkaSettings, partition: TopicPartition, ranges: Sequence[Range]
+) -> Sequence[Range]:
+    """Return those of ascending ranges of which the log has a record.
+
+    Others hold transaction markers, aborted records, and what was compacted. Of a long range no
+    more than the first record is looked for. The rest is as of `stream`.
+    """
+    short = [each for each in ranges if each[1] - each[0] <= _NEAR_OFFSETS]
+    found: list[Range] = []
+    async for records in ranges_of(settings, partition, short):
+        for record in records:
+            if not found or found[-1][1] <= record.offset:
+                found.append(short[bisect_right(short, (record.offset, _BEYOND)) - 1])
+    found += [
+        each
+        for each in ranges
+        if each[1] - each[0] > _NEAR_OFFSETS and await first_records(settings, {partition: [each]})
+    ]
+    return sorted(found)
 
 
 async def first_records(

@@ -18,7 +18,7 @@ from ingester.core.start import is_to_be_judged
 from ingester.errors import UsageError
 from ingester.kafka import beginning_offsets, end_offsets, offsets_since
 from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
-from ingester.kafka_range import stream
+from ingester.kafka_range import not_empty, stream
 from ingester.progress import bar
 from ingester.receipts import Receipts
 from ingester.replay_plan import Counts, Plan
@@ -81,7 +81,9 @@ class Selection:
             unsettled[name] = subtracted(
                 scoped, left_out if scope.forced else merged([*settled, *left_out])
             )
-        chosen: Mapping[TopicPartition, list[Range]] = unsettled
+        chosen: Mapping[TopicPartition, list[Range]] = {
+            name: [*await not_empty(settings, name, each)] for name, each in unsettled.items()
+        }
         counts = None
         if count or scope.looks_into_records:
             chosen, counts = await self._looked_into(chosen)
