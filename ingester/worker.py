@@ -171,8 +171,8 @@ class Worker:
         if not drained:
             raise IncompleteError(
                 f"not everything was settled within {self._settings.drain_seconds:g} s"
-                " (INGESTER_DRAIN_TIMEOUT_SECONDS). Nothing is lost: whoever reads the partitions"
-                " next starts at the committed offsets."
+                " (INGESTER_DRAIN_TIMEOUT_SECONDS; in its second half nothing is begun). Nothing is"
+                " lost: whoever reads the partitions next starts at the committed offsets."
             )
 
     def request_stop(self, signal_name: str) -> None:

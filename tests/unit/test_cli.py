@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -59,3 +65,21 @@ def test_no_summary_is_cut() -> None:
 def test_examples_keep_their_lines(command: str, example: str) -> None:
     """An example in a command's help can be copied as it stands."""
     assert example in said(*command.split(), "--help")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_imports_ends_it_quietly(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Whatever is being imported, there is an exit code and no traceback."""
+    # Stands in the way of the first library that the command line imports.
+    (tmp_path / "structlog.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "ingester", "status"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (result.returncode, result.stderr) == (128 + number, "")
