@@ -4,6 +4,8 @@ development dependency, and its own KafkaContainer is for another image and refu
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, Self, cast
@@ -114,8 +116,14 @@ def engine_problem() -> str | None:
         with closing(DockerClient(timeout=_ENGINE_SECONDS_MAX).client) as engine:
             engine.ping()
     except (DockerException, OSError):
-        return "no Docker engine answers (start one)"
-    return None
+        pass
+    else:
+        return None
+    # The client does not close a socket that it could not connect. Whoever is the next to collect
+    # garbage would be warned of it.
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        gc.collect()
+    return "no Docker engine answers (start one)"
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -144,6 +146,20 @@ def test_names_the_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delitem(sys.modules, "ingester.local_kafka.container", raising=False)
 
     assert docker_problem() == "the Python package `docker` is missing (pip install '.[dev]')"
+
+
+def test_asking_for_an_engine_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where no engine answers, no socket is left for a later test to be blamed for."""
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+    gc.collect()
+
+    with warnings.catch_warnings(action="always", record=True) as warned:
+        assert docker_problem() == "no Docker engine answers (start one)"
+        gc.collect()
+
+    assert [str(each.message) for each in warned] == []
 
 
 @pytest.mark.parametrize("last", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
