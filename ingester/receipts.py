@@ -7,6 +7,7 @@ next owner has to read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -25,7 +26,7 @@ from ingester.core.receipt import (
 )
 from ingester.core.record import TopicPartition
 from ingester.core.replaying import Replaying
-from ingester.core.start import start_of
+from ingester.core.start import is_given_up, start_of
 from ingester.errors import IngesterError
 from ingester.kafka import end_offsets, read_to_end
 from ingester.kafka_admin import KafkaAdmin
@@ -115,13 +116,14 @@ class Receipts:
     ) -> Mapping[TopicPartition, Start]:
         """Say where each partition begins, by its log's beginning, its commit if any, and notes."""
         ends = await end_offsets(self._settings, set(map(self.partition_for, beginnings)))
-        notes = await self.notes(commits, beginnings)
+        # A replay's claim precedes all that its committed offsets know of the receipts.
+        notes = await self.notes({} if self._replay else commits, beginnings)
         self._read_up_to |= {
             name: max([ends[self.partition_for(name)], *(offset + 1 for offset, _ in notes[name])])
             for name in beginnings
         }
         start = self._replay.start_of if self._replay else start_of
-        return {
+        starts = {
             name: start(
                 name,
                 commits.get(name),
@@ -130,6 +132,15 @@ class Receipts:
                 notes=notes[name],
             )
             for name, log_begins in beginnings.items()
+        }
+        if self._replay is None:
+            return starts
+        given_up = f"somebody has given up what the replay {self._replay.name} had claimed of it"
+        return {
+            name: replace(each, halt_reason=given_up)
+            if is_given_up(self._replay.name, [note for _, note in notes[name]])
+            else each
+            for name, each in starts.items()
         }
 
     def read_up_to(self, source: TopicPartition) -> int:

@@ -83,6 +83,8 @@ class ReplayRun:
             try:
                 await worker.run()
             except IncompleteError as error:
+                with suppress(UnavailableError):
+                    self._refuse_if_given_up(await self._notes())
                 raise IncompleteError(
                     f"{error} To continue: {self._again}\nWhat of it is in doubt, if it halted:"
                     f" INGESTER_GROUP_ID={self._settings.group_id} ingester resolve"
@@ -124,13 +126,7 @@ class ReplayRun:
             raise UsageError(
                 f"the replay {self._plan.name} has ended: it was withdrawn. Make another plan"
             )
-        given_up = [name for name in found if is_given_up(self._plan.name, found[name])]
-        if given_up:
-            raise UsageError(
-                f"somebody has decided since it began that workers go on with"
-                f" {', '.join(map(str, given_up))} (ingester resolve --as resend): they would send"
-                " the same. Decide so about its other partitions, too, and make another plan"
-            )
+        self._refuse_if_given_up(found)
         if any(self._is_changed(name, note) for name, notes in own.items() for note in notes):
             raise UsageError(
                 f"the plan of {self._plan.name} was changed after it had begun. Continue it as it"
@@ -155,6 +151,16 @@ class ReplayRun:
     def _is_changed(self, name: TopicPartition, note: Replay) -> bool:
         claim = (note.first_offset, note.next_offset, note.forced, note.sets, note.removes)
         return claim != (*self._extents[name], self._plan.forced, *self._plan.corrections)
+
+    def _refuse_if_given_up(self, found: Mapping[TopicPartition, Sequence[Note]]) -> None:
+        """UsageError where somebody has decided that workers go on without it."""
+        given_up = [name for name in found if is_given_up(self._plan.name, found[name])]
+        if given_up:
+            raise UsageError(
+                f"somebody has decided since it began that workers go on with"
+                f" {', '.join(map(str, given_up))} (ingester resolve --as resend): they would send"
+                " the same. Decide so about its other partitions, too, and make another plan"
+            )
 
     async def _refuse_if_cut(self) -> None:
         """UsageError where the log ends before the plan: nobody can send what is missing.

@@ -34,7 +34,14 @@ from ingester.doubt_report import (
     shown,
     table,
 )
-from ingester.doubts import DoubtSettings, Standing, formed, looked_into, standings
+from ingester.doubts import (
+    DoubtSettings,
+    Standing,
+    formed,
+    looked_into,
+    replay_group_id,
+    standings,
+)
 from ingester.errors import ConfigurationError, RefusedError, UsageError
 from ingester.kafka_admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.receipts import Receipts
@@ -223,6 +230,8 @@ async def _decide(
         intended_at=intended_at.get(range_),
         unaccounted=standing.start.unaccounted and range_ not in intended_at,
     )
+    if resolution.unaccounted:
+        await _refuse_beside_replays(settings, standing)
     place = Receipts(settings).partition_for(standing.name)
     written = None if dry_run else await _write(settings, resolution)
     for warning in warnings:
@@ -239,6 +248,22 @@ async def _decide(
         " that has halted the partition acts on it within seconds, another at its start."
     )
     sys.stdout.write(f"{summary}\n{said}\n")
+
+
+async def _refuse_beside_replays(settings: LedgerSettings, standing: Standing) -> None:
+    """UsageError while a replay is at work that the decision would give up."""
+    admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
+    for claim in standing.claims:
+        group = replay_group_id(settings.group_id, claim.name)
+        _, members = await admin.members(group)
+        if members:
+            hosts = ", ".join(dict.fromkeys(member.host for member in members))
+            raise UsageError(
+                f"the replay {claim.name} is at work on {standing.name}, at {hosts}: workers would"
+                " send the same. Let it end, or stop it (SIGINT settles what it has in flight), and"
+                f" decide then. Of one that was killed Kafka hears within the session timeout:"
+                f" until then the group {group} has members"
+            )
 
 
 def decide(standing: Standing, offset: int, decision: Decision) -> tuple[Range, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -86,12 +87,12 @@ async def notes_of(group: Group) -> list[dict[str, Any]]:
     return [json.loads(record.value) for record in records]
 
 
-async def left_by_all(group: Group) -> None:
-    """Wait until the group has no members, be it by the session timeout."""
+async def left_by_all(servers: str, group_id: str) -> None:
+    """Wait until a group has no members, be it by the session timeout."""
 
     async def empty() -> bool:
-        async with admin(group.servers) as client:
-            (answer,) = await client.describe_consumer_groups([group.name])
+        async with admin(servers) as client:
+            (answer,) = await client.describe_consumer_groups([group_id])
             return not answer.groups[0][5]
 
     await eventually_async(empty)
@@ -106,7 +107,7 @@ async def test_what_a_worker_left_in_doubt_since_the_plan_is_not_sent(
     worker = half.start(items_max="7", backoff_seconds_min="5", backoff_seconds_max="9")
     eventually(lambda: simulator.report()["items"] > before + 50)
     worker.process.kill()
-    await left_by_all(half)
+    await left_by_all(half.servers, half.name)
     simulator.clear_faults()
 
     refused = replay(half, "--plan", str(plan_file), exit_code=64)
@@ -172,6 +173,58 @@ async def test_a_claim_that_was_given_up_is_not_carried_out(
 
     assert "they would send the same" in refused.stderr
     replay(half, half.topics[0], "--save", str(plan_file.with_name("new.json")))
+    assert simulator.report()["keys"] == totals(usage(800))
+
+
+async def test_a_claim_is_not_given_up_while_its_replay_is_at_work(
+    half: Group, ingesters: Ingesters, simulator: Simulator, plan_file: Path
+) -> None:
+    """Workers would send what it is sending; once it was stopped, they have the rest."""
+    slow = half.settings(items_max="5", requests_in_flight_max="1", requests_per_second_max="5")
+    process = ingesters.start("replay", "--plan", str(plan_file), settings=slow)
+    eventually(lambda: simulator.report()["items"] > 400)
+    plan = read(plan_file)
+    first = [f"{plan.topic}:{number}:{ranges[0][0]}" for number, ranges in plan.partitions.items()]
+    decision = ("--as", "resend", "--reason", "too slow")
+
+    refused = ingesters.run("resolve", first[0], *decision, settings=half.settings())
+
+    assert refused.returncode == 64
+    assert f"the replay {plan.name} is at work on {plan.topic}:0, at 127.0.0.1" in refused.stderr
+    process.signal(signal.SIGINT)
+    assert process.wait() == 75
+    for target in first:
+        decided = ingesters.run("resolve", target, *decision, settings=half.settings())
+        assert decided.returncode == 0, decided.stderr
+    half.start()
+    await half.settled()
+    assert simulator.report()["keys"] == totals(usage(800))
+
+
+async def test_a_replay_that_comes_back_after_its_claim_was_given_up_ends(
+    half: Group, ingesters: Ingesters, simulator: Simulator, plan_file: Path
+) -> None:
+    """Suspended for longer than its session, it finds that workers have what it had."""
+    wait = {"kind": "answer", "status": 429, "retry_after": 120}
+    simulator.add_faults({"match": {"method": "POST", "count": 1}, "effect": wait})
+    short = half.settings(session_timeout_seconds="2", requests_in_flight_max="1")
+    process = ingesters.start("replay", "--plan", str(plan_file), settings=short)
+    eventually(lambda: "429" in process.log())
+    process.signal(signal.SIGSTOP)
+    plan = read(plan_file)
+    await left_by_all(half.servers, plan.replay_group_id)
+    for number, ranges in plan.partitions.items():
+        decision = ("--as", "resend", "--reason", "it hangs")
+        target = f"{plan.topic}:{number}:{ranges[0][0]}"
+        decided = ingesters.run("resolve", target, *decision, settings=half.settings())
+        assert decided.returncode == 0, decided.stderr
+    half.start()
+    await half.settled()
+
+    process.signal(signal.SIGCONT)
+
+    assert process.wait(60) == 64, process.log()
+    assert "they would send the same" in process.log()
     assert simulator.report()["keys"] == totals(usage(800))
 
 
