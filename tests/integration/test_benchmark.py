@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 
 from ingester.local_kafka import Keeper, LocalKafka
 from tests.benchmark import plain_loop
-from tests.benchmark.contenders import INGESTER, PLAIN, Contender
+from tests.benchmark.contenders import PLAIN, Contender
 from tests.benchmark.loading import LoadedTopic, load_topic
 from tests.benchmark.measure import RunFailedError, measure_run
 from tests.benchmark.membership import rebalance_held, shares
@@ -31,19 +31,9 @@ SOURCE = Path(plain_loop.__file__).read_text()
 def test_the_command_measures_both_and_prints_a_table(kafka: LocalKafka, tmp_path: Path) -> None:
     """Both contenders bring every event to the endpoint exactly once, and the report says so."""
     file = tmp_path / "figures" / "bench.json"
-    options = ["--events", "20000", "--rounds", "1", "--latency-ms", "0", "--pace-seconds", "3"]
 
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.benchmark", *options, "--json", str(file)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "INGESTER_TEST_KAFKA": kafka.bootstrap_servers},
-        timeout=240,
-    )
+    ended = _bench(kafka, file, "--pace-seconds", "3")
 
-    assert ended.returncode == 0, ended.stderr
     figures = json.loads(file.read_text())
     assert [(run["contender"], run["events"]) for run in figures["runs"]] == [
         ("plain", 20_000),
@@ -61,6 +51,47 @@ def test_the_command_measures_both_and_prints_a_table(kafka: LocalKafka, tmp_pat
     assert "| 0 ms | ingester | 20,000 |" in ended.stdout
     assert "- ingester / plain at 0 ms: " in ended.stdout
     assert f"the figures of every run are in {file}" in ended.stderr
+
+
+def test_two_workers_share_the_topic_of_one(kafka: LocalKafka, tmp_path: Path) -> None:
+    """One worker and two bring the same events, each exactly once, and the report compares them."""
+    file = tmp_path / "bench.json"
+
+    ended = _bench(
+        kafka,
+        file,
+        "--only",
+        "ingester",
+        "--no-variants",
+        "--workers",
+        "1,2",
+        "--pace-seconds",
+        "0",
+    )
+
+    runs = json.loads(file.read_text())["runs"]
+    assert [(run["workload"]["workers"], run["events"]) for run in runs] == [
+        (1, 20_000),
+        (2, 20_000),
+    ]
+    assert ended.stderr.count("writing 20,000 events") == 1
+    assert "| 0 ms | ingester, 2 workers | 20,000 |" in ended.stdout
+    assert "- ingester, 2 workers / one worker at 0 ms: " in ended.stdout
+
+
+def _bench(kafka: LocalKafka, file: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    usual = ("--events", "20000", "--rounds", "1", "--latency-ms", "0", "--json", str(file))
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.benchmark", *usual, *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "INGESTER_TEST_KAFKA": kafka.bootstrap_servers},
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended
 
 
 def test_a_profile_is_drawn_or_said_to_be_forbidden(kafka: LocalKafka, tmp_path: Path) -> None:
@@ -89,18 +120,6 @@ async def loaded(kafka: LocalKafka) -> AsyncIterator[LoadedTopic]:
     topic = await load_topic(kafka.bootstrap_servers, Workload(1_000, 2), lambda _: None)
     yield topic
     await delete_topics(kafka.bootstrap_servers, [topic.name])
-
-
-async def test_two_workers_share_a_topic(
-    kafka: LocalKafka, keeper: Keeper, loaded: LoadedTopic
-) -> None:
-    """Each has its share to the end, together they bring every event exactly once."""
-    shared = replace(loaded, workload=replace(loaded.workload, workers=2))
-
-    run = await measure_run(INGESTER, shared, 0.0, kafka.bootstrap_servers, keeper)
-
-    assert (run.events, run.workload.workers, run.requests_repeated) == (1_000, 2, 0)
-    assert run.cpu_seconds > 0
 
 
 async def test_nobody_reads_before_everybody_has_a_share(
