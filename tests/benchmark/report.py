@@ -280,11 +280,12 @@ def _listed(numbers: Iterable[int]) -> str:
 
 
 def _together(summaries: Iterable[Summary]) -> Iterable[str]:
-    if any(each.workload.workers > 1 for each in summaries):
+    several = [each.workload.workers for each in summaries if each.workload.workers > 1]
+    if several:
         yield (
-            "Several workers are one group, and nothing is read before each has its share of the"
-            " partitions. CPU and cores are of all of them together, memory is of the one with the"
-            " most."
+            f"{_listed(several)} workers are one group, and none reads before each has its share of"
+            " the partitions. CPU and cores are of all of them together, memory is of the one with"
+            " the most."
         )
 
 
