@@ -218,3 +218,17 @@ def test_what_is_no_time_in_the_log(
 ) -> None:
     """Refused before Kafka is asked, in the words of the other commands."""
     assert says in replay(group_of("usage"), "--from", moment, exit_code=64).stderr
+
+
+async def test_without_a_place_for_the_plan_nothing_is_sent(
+    half: Group, replay: Replay, simulator: Simulator, tmp_path: Path
+) -> None:
+    """As in a container that may write nowhere: what cannot be continued is not begun."""
+    before = simulator.report()
+
+    refused = replay(half, half.topics[0], "--save", str(tmp_path / "no" / "p"), exit_code=64)
+
+    assert "Name another file: --save" in refused.stderr
+    assert simulator.report() == before
+    replay(half, half.topics[0], "--save", str(tmp_path / "plan.json"))
+    assert simulator.report()["keys"] == totals(usage(2000))
