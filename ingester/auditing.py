@@ -121,7 +121,7 @@ class Auditor:
                 partition.add(entry.offset, note)
             if not isinstance(note, Receipt):
                 continue
-            if note.forced or partition is None or not partition.covered.add(*note.range):
+            if partition is None or partition.cover(note):
                 found.append(note)
         audit.books = books
         return found

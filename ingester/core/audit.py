@@ -95,6 +95,8 @@ class PartitionAudit:
     dead_letters_are_complete: bool = True
     """Whether the dead-letter topic still has its beginning."""
     covered: Cover = field(default_factory=Cover)
+    recounted: dict[str | None, Cover] = field(default_factory=dict)
+    """By replay: what was counted whatever had receipts."""
     skipped: list[Resolution] = field(default_factory=list)
     open_replays: dict[str, Replay] = field(default_factory=dict)
     """Those that have begun and not ended, by name."""
@@ -114,17 +116,26 @@ class PartitionAudit:
             case Resolution():
                 if note.decision == "skipped":
                     self.skipped.append(note)
-            case Receipt(forced=True):
-                self.receipts += 1
-                return True
             case Receipt():
                 self.receipts += 1
-                if self.covered.add(*range_):
+                is_new = self.cover(note)
+                if is_new and not note.forced:
+                    self._compare_dead_letters(note)
+                elif not note.forced:
                     self.disputed[note_offset] = range_
-                    return False
-                self._compare_dead_letters(note)
-                return True
+                return is_new
         return False
+
+    def cover(self, receipt: Receipt) -> bool:
+        """Take note of a receipt's ground; return whether none of it was covered before.
+
+        A replay that counts once more has ground of its own; after a crash it may have a second
+        receipt of the same.
+        """
+        covered = self.covered
+        if receipt.forced:
+            covered = self.recounted.setdefault(receipt.replay, Cover())
+        return not covered.add(*receipt.range)
 
     def _compare_dead_letters(self, receipt: Receipt) -> None:
         range_ = receipt.range

@@ -123,10 +123,13 @@ def test_the_same_range_under_two_keys_overlaps() -> None:
 
 
 def test_what_was_forced_counts_beside_the_rest() -> None:
-    """And covers nothing."""
-    audit, counted = audited([receipt(0, 10), receipt(0, 10, replay="again", forced=True)])
+    """Once for each replay, however many receipts a crash has left of it; and covers nothing."""
+    forced = receipt(0, 10, replay="again", forced=True)
+    other = receipt(0, 10, replay="and again", forced=True)
 
-    assert (said(audit), counted) == ([], 2)
+    audit, counted = audited([receipt(0, 10), forced, other, forced])
+
+    assert (said(audit), counted) == ([], 3)
     assert audited([receipt(0, 10, forced=True)])[0].judge_ground(10, 0) == [(0, 10)]
 
 
