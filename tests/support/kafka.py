@@ -25,11 +25,19 @@ async def create_topic(
     partitions: int = 1,
     config: Mapping[str, str] | None = None,
 ) -> None:
-    """Create a topic with the broker's default replication; every partition then has a leader."""
+    """Create a topic with the broker's default replication; every partition then has a leader.
+
+    Unless its config says otherwise it keeps everything: tests write records of years ago, which
+    a broker of a week's retention deletes when it looks next, be it a moment after they came.
+    """
     async with admin(bootstrap_servers) as client:
         # The empty assignments are what makes aiokafka let the broker choose the replication.
         new = NewTopic(
-            name, partitions, -1, replica_assignments={}, topic_configs=dict(config or {})
+            name,
+            partitions,
+            -1,
+            replica_assignments={},
+            topic_configs={"retention.ms": "-1", **(config or {})},
         )
         answer = await client.create_topics([new])
         for topic, code, *reason in answer.topic_errors:
