@@ -22,9 +22,9 @@ from ingester.demo.processes import API_KEY, start_simulator, start_worker, work
 from ingester.demo.settlement import settle_three
 from ingester.demo.stage import ACCOUNT, KEY, START_SECONDS_MAX, Settled, Stage
 from ingester.errors import EXIT_MISMATCH
-from ingester.kafka_admin import KafkaAdmin
-from ingester.kafka_topics import USAGE_PARTITIONS_ADVISED
-from ingester.kafka_writing import RecordWriter
+from ingester.kafka.admin import KafkaAdmin
+from ingester.kafka.topics import USAGE_PARTITIONS_ADVISED
+from ingester.kafka.writing import RecordWriter
 from ingester.local_kafka import Keeper, LocalKafka, local_kafka
 from ingester.pacspace import PacspaceClient
 from ingester.settings import KafkaSettings

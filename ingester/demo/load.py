@@ -20,7 +20,7 @@ from ingester.core.record import TopicPartition
 from ingester.demo.settlement import AMOUNTS
 from ingester.demo.stage import LOOK_SECONDS, START_SECONDS_MAX, Stage, wait_for
 from ingester.errors import IncompleteError
-from ingester.kafka_writing import Written
+from ingester.kafka.writing import Written
 from ingester.pacspace import Balance
 
 _ACCOUNTS: Final = 100

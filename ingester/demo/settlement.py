@@ -6,10 +6,10 @@ from typing import Final
 
 import msgspec
 
-from ingester.balance import describe, describe_agreement
+from ingester.commands.balance import describe, describe_agreement
 from ingester.core.event import UsageEvent
 from ingester.demo.stage import ACCOUNT, KEY, START_SECONDS_MAX, Stage, wait_for
-from ingester.kafka_writing import Written
+from ingester.kafka.writing import Written
 from ingester.pacspace import Agreement, Balance
 
 AMOUNTS: Final = (100, 250, 150)

@@ -14,8 +14,8 @@ import msgspec
 from rich.console import Console
 
 from ingester.errors import IncompleteError
-from ingester.kafka_admin import KafkaAdmin
-from ingester.kafka_writing import RecordWriter, Written
+from ingester.kafka.admin import KafkaAdmin
+from ingester.kafka.writing import RecordWriter, Written
 from ingester.local_kafka import LocalKafka
 from ingester.pacspace import PacspaceClient
 

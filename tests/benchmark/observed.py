@@ -12,7 +12,6 @@ from pathlib import Path
 
 import msgspec
 
-from ingester import worker
 from ingester.__main__ import main
 from ingester.core.batch import Batch
 from ingester.core.delivery import Acknowledged
@@ -27,6 +26,7 @@ from ingester.core.messages import (
 from ingester.core.partition import Partition
 from ingester.core.pipeline import Pipeline
 from ingester.core.record import TopicPartition
+from ingester.worker import loop as worker
 
 FILE_VARIABLE = "BENCHMARK_PASSAGES_FILE"
 

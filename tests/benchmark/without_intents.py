@@ -6,12 +6,12 @@ counts twice.
 
 from __future__ import annotations
 
-from ingester import worker
 from ingester.__main__ import main
 from ingester.core.batch import Batch
 from ingester.core.messages import Command
 from ingester.core.partition import Partition
 from ingester.core.pipeline import Pipeline
+from ingester.worker import loop as worker
 
 
 class _Careless(Pipeline):

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from ingester.auditing import Auditor
-from ingester.comparison import AuditSettings, Comparison
+from ingester.audit.auditing import Auditor
+from ingester.audit.comparison import AuditSettings, Comparison
+from ingester.audit.doubts import standings
+from ingester.audit.under_way import of_group
 from ingester.config import load
-from ingester.doubts import standings
-from ingester.under_way import of_group
 from tests.conftest import TopicFactory
 from tests.e2e.test_reconcile import write
 from tests.support.kafka import produce

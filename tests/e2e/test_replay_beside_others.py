@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from ingester.backfill.plan import Plan, read
 from ingester.core.receipt import Replay, encode_note
-from ingester.replay_plan import Plan, read
 from tests.conftest import TopicFactory
 from tests.e2e.test_markers import transact
 from tests.support.kafka import admin, create_topic, delete_topics, end_offsets, read_all

@@ -11,7 +11,7 @@ import pytest
 
 from ingester.config import load
 from ingester.core.record import TopicPartition
-from ingester.kafka_range import not_empty
+from ingester.kafka.range import not_empty
 from ingester.settings import Settings
 from tests.conftest import TopicFactory
 from tests.e2e.test_markers import transact

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 from ingester.core.record import TopicPartition
-from ingester.kafka_range import RangeReader
+from ingester.kafka.range import RangeReader
 from ingester.local_kafka import LocalKafka
 from ingester.settings import KafkaSettings
 from tests.conftest import TopicFactory

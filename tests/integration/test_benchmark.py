@@ -111,7 +111,7 @@ def test_a_profile_is_drawn_or_said_to_be_forbidden(kafka: LocalKafka, tmp_path:
     if ended.returncode:
         assert "SYS_PTRACE" in ended.stderr
     else:
-        assert "ingester/worker.py" in file.read_text()
+        assert "ingester/worker/loop.py" in file.read_text()
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from __future__ import annotations
 from aiokafka import TopicPartition as ClientPartition
 from aiokafka.admin import RecordsToDelete
 
-from ingester.books import dead_letters, extents, notes
+from ingester.audit.books import dead_letters, extents, notes
 from ingester.core.deadletter import Origin
 from ingester.core.record import TopicPartition
-from ingester.kafka import offsets_since
-from ingester.kafka_range import stream
+from ingester.kafka.client import offsets_since
+from ingester.kafka.range import stream
 from ingester.local_kafka import LocalKafka
 from ingester.settings import LedgerSettings
 from tests.conftest import TopicFactory

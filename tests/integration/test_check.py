@@ -15,11 +15,11 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from ingester.check import CheckResult, run_checks
+from ingester.commands.check import CheckResult, run_checks
 from ingester.config import KafkaSettings, Settings, load
 from ingester.errors import ConfigurationError, RefusedError, UnavailableError
-from ingester.kafka_admin import KafkaAdmin
-from ingester.kafka_topics import KEPT_TOPIC_CONFIG
+from ingester.kafka.admin import KafkaAdmin
+from ingester.kafka.topics import KEPT_TOPIC_CONFIG
 from ingester.local_kafka import LocalKafka, free_ports
 from ingester.pacspace import PacspaceClient
 from tests.conftest import TopicFactory

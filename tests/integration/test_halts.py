@@ -12,10 +12,10 @@ from ingester.core.messages import Commit
 from ingester.core.partition import PartitionState
 from ingester.core.receipt import Decision, Resolution
 from ingester.core.record import TopicPartition
-from ingester.halts import Decisions
+from ingester.kafka.receipts import Receipts
 from ingester.local_kafka import LocalKafka
-from ingester.receipts import Receipts
 from ingester.settings import Settings
+from ingester.worker.halts import Decisions
 from tests.conftest import TopicFactory
 from tests.support.simulator import API_KEY
 

@@ -14,9 +14,9 @@ from ingester.core.intent import Ledger
 from ingester.core.messages import Commit, Start
 from ingester.core.record import TopicPartition
 from ingester.errors import UnavailableError
-from ingester.kafka import POLL_SECONDS
-from ingester.kafka_admin import KafkaAdmin
-from ingester.kafka_group import UsageConsumer
+from ingester.kafka.admin import KafkaAdmin
+from ingester.kafka.client import POLL_SECONDS
+from ingester.kafka.group import UsageConsumer
 from ingester.local_kafka import JvmCluster, LocalKafka
 from ingester.local_kafka.jvm import jvm_cluster
 from ingester.settings import Settings

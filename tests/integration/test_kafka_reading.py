@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from ingester.kafka_reading import UnreadableRecordError, read_in_lists
+from ingester.kafka.reading import UnreadableRecordError, read_in_lists
 from ingester.local_kafka import LocalKafka
 from tests.conftest import TopicFactory
 from tests.support.kafka import end_offsets

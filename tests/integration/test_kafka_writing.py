@@ -17,7 +17,7 @@ from ingester.core.deadletter import DeadLetter
 from ingester.core.event import Rejection
 from ingester.core.record import TopicPartition
 from ingester.errors import UnavailableError
-from ingester.kafka_writing import RecordTooLargeError, RecordWriter
+from ingester.kafka.writing import RecordTooLargeError, RecordWriter
 from ingester.local_kafka import LocalKafka
 from ingester.settings import KafkaSettings
 from tests.conftest import TopicFactory

@@ -11,9 +11,9 @@ from ingester.core.event import event_decoder
 from ingester.core.messages import WriteReceipt
 from ingester.core.receipt import Receipt, decode_note
 from ingester.core.record import TopicPartition
-from ingester.kafka_writing import WriteProblem
+from ingester.kafka.receipts import Receipts
+from ingester.kafka.writing import WriteProblem
 from ingester.local_kafka import LocalKafka
-from ingester.receipts import Receipts
 from ingester.settings import LedgerSettings
 from tests.conftest import TopicFactory
 from tests.support.kafka import read_all

@@ -18,8 +18,8 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from ingester.core.intent import Intent, Ledger, encode
 from ingester.core.receipt import Receipt
-from ingester.kafka_admin import KafkaAdmin
-from ingester.kafka_connection import client_options
+from ingester.kafka.admin import KafkaAdmin
+from ingester.kafka.connection import client_options
 from ingester.local_kafka import LocalKafka, free_ports
 from ingester.settings import KafkaSettings
 from tests.conftest import TopicFactory

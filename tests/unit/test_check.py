@@ -7,12 +7,12 @@ from typing import Literal
 
 import pytest
 
-from ingester.check import CheckResult, render_results, render_settings, run_checks
+from ingester.commands.check import CheckResult, render_results, render_settings, run_checks
 from ingester.config import Loaded, Settings, load
 from ingester.core.delivery import Answer, AnswerLost, NothingSent, Response
 from ingester.errors import IngesterError, RefusedError, UnavailableError
-from ingester.kafka_admin import KafkaFacts
-from ingester.kafka_topics import KEPT_TOPIC_CONFIG
+from ingester.kafka.admin import KafkaFacts
+from ingester.kafka.topics import KEPT_TOPIC_CONFIG
 
 SECRET = "hunter2hunter2"
 HEALTHY = KafkaFacts(

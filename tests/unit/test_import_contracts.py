@@ -11,6 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = "Commands use shells, shells use the core, and nothing looks up"
+COMMANDS = "Verbs do not know each other, but for the one below another"
+BACKFILL = "A plan is chosen, shown and carried out, and knows of none of that"
+AUDIT = "Comparing rests on reading"
+WORKER = "The loop knows its helpers, not they the loop"
+KAFKA_LAYERS = "What reads, writes and joins rests on single connections"
 CORE_LAYERS = "In the core, decisions about many rest on decisions about one"
 CORE_IS_PURE = "The core does no I/O, has no clock and draws no lots"
 KAFKA_CLIENT = "Only the shells around Kafka know its client"
@@ -34,31 +39,35 @@ def test_the_contracts_hold() -> None:
 @pytest.mark.parametrize(
     ("module", "line", "contract"),
     [
-        ("settings", "import ingester.worker", LAYERS),
-        ("kafka", "from ingester.worker import Worker", LAYERS),
-        ("kafka", "import ingester.pacspace", LAYERS),
-        ("balance", "import ingester.emit", LAYERS),
+        ("settings", "import ingester.worker.loop", LAYERS),
+        ("kafka/client", "from ingester.worker.loop import Worker", LAYERS),
+        ("kafka/client", "import ingester.pacspace", LAYERS),
+        ("commands/balance", "import ingester.commands.emit", COMMANDS),
         ("core/record", "import ingester.settings", LAYERS),
         ("core/delivery", "import ingester.simulator.answers", LAYERS),
         ("simulator/answers", "from ingester.core.delivery import Response", LAYERS),
-        ("simulator/server", "import ingester.telemetry", LAYERS),
+        ("simulator/server", "import ingester.worker.telemetry", LAYERS),
         ("simulator/options", "import ingester.option", LAYERS),
-        ("local_kafka/broker", "import ingester.kafka", LAYERS),
+        ("local_kafka/broker", "import ingester.kafka.client", LAYERS),
         ("wire", "import ingester.errors", LAYERS),
         ("newcomer", "", LAYERS),
         ("core/event", "import ingester.core.batch", CORE_LAYERS),
         ("core/batch", "import ingester.core.delivery", CORE_LAYERS),
         ("core/dispatch", "import ingester.core.pipeline", CORE_LAYERS),
         ("core/newcomer", "", CORE_LAYERS),
+        ("commands/newcomer", "", COMMANDS),
+        ("backfill/plan", "import ingester.backfill.scope", BACKFILL),
+        ("audit/books", "import ingester.audit.auditing", AUDIT),
+        ("worker/telemetry", "import ingester.worker.loop", WORKER),
         ("core/dispatch", "import random", CORE_IS_PURE),
         ("core/pipeline", "from time import monotonic", CORE_IS_PURE),
         ("core/pipeline", "import asyncio", CORE_IS_PURE),
         ("core/offsets", "import logging", CORE_IS_PURE),
         ("core/batch", "from aiokafka.structs import ConsumerRecord", CORE_IS_PURE),
-        ("kafka_reading", "import ingester.kafka_group", LAYERS),
-        ("worker", "import aiokafka", KAFKA_CLIENT),
+        ("kafka/reading", "import ingester.kafka.group", KAFKA_LAYERS),
+        ("worker/loop", "import aiokafka", KAFKA_CLIENT),
         ("local_kafka/readiness", "from aiokafka.admin import AIOKafkaAdminClient", KAFKA_CLIENT),
-        ("check", "import httpx", HTTP_LIBRARY),
+        ("commands/check", "import httpx", HTTP_LIBRARY),
         ("pacspace", "import aiohttp", HTTP_LIBRARY),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 from aiokafka import errors as kafka_errors
 
 from ingester.errors import ConfigurationError, IngesterError, RefusedError, UnavailableError
-from ingester.kafka import translate
+from ingester.kafka.client import translate
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
-from ingester.kafka_reading import UnreadableRecordError, _RecordLists
+from ingester.kafka.reading import UnreadableRecordError, _RecordLists
 
 
 def record_batch(count: int) -> bytearray:

@@ -9,7 +9,7 @@ import pytest
 from ingester.core.deadletter import DeadLetter
 from ingester.core.event import Rejection
 from ingester.core.record import TopicPartition
-from ingester.kafka_writing import _dead_letter_headers
+from ingester.kafka.writing import _dead_letter_headers
 from tests.support.records import LogRecord
 
 RECORD = LogRecord(

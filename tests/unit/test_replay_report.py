@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from ingester.books import Entry
+from ingester.audit.books import Entry
+from ingester.backfill.replay_report import Summary, summary_lines
+from ingester.commands.explain_report import receipt_lines
 from ingester.core.receipt import Receipt, decode_note
 from ingester.core.record import TopicPartition
-from ingester.explain_report import receipt_lines
-from ingester.replay_report import Summary, summary_lines
 from tests.support.bookkeeping import receipt
 
 BOOK = TopicPartition("usage.receipts", 0)

@@ -10,7 +10,7 @@ from ingester.core.batch import BatchLimits
 from ingester.core.deadletter import DeadLetterLimit
 from ingester.core.messages import Limits
 from ingester.settings import Settings
-from ingester.worker import limits_of
+from ingester.worker.loop import limits_of
 
 SETTINGS = """
 kafka_bootstrap_servers = ["localhost:9092"]

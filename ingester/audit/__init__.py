@@ -1,0 +1,1 @@
+"""What anybody can see of a group from outside, in Kafka and at PacSpace; changes nothing."""

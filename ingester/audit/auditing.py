@@ -1,0 +1,268 @@
+"""Reads the books of a group and its logs, and lets the core judge them; changes nothing.
+
+The group is looked at first, the receipts then and the dead letters after them: what is committed
+has its receipts by then, and what is receipted its dead letters.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ingester.audit.books import Extents, dead_letters, extents, notes
+from ingester.audit.doubts import DoubtSettings, Standing
+from ingester.core.audit import DeadOffsets, Disputes, Finding, PartitionAudit
+from ingester.core.event import Decode, event_decoder
+from ingester.core.intent import Range
+from ingester.core.ranges import holds, intersected, merged, subtracted
+from ingester.core.receipt import Note, Receipt, Replay
+from ingester.core.record import Record, TopicPartition
+from ingester.errors import UnavailableError
+from ingester.kafka.range import ranges_of, stream
+from ingester.progress import bar
+
+
+@dataclass(slots=True)
+class Audit:
+    """What the books say, all of it read once."""
+
+    partitions: Mapping[TopicPartition, PartitionAudit]
+    """Of all topics, for a balance knows no partitions, and of their dead letters' topics."""
+    scope: Sequence[TopicPartition]
+    """Those whose coverage is judged."""
+    committed: Mapping[TopicPartition, int]
+    logs: Extents
+    books: Extents
+    """As far as receipts were read."""
+    bits: dict[str, int] = field(default_factory=dict)
+    """By key, over all topics: what receipts say that PacSpace has."""
+    keys_in_scope: set[str] = field(default_factory=set)
+    log_bits: dict[str, int] | None = None
+    """By key, over all topics: what the log says, where it was read."""
+    foreign: Counter[TopicPartition] = field(default_factory=Counter)
+    """Records of the receipts topics that are no notes."""
+
+    @property
+    def open_replays(self) -> Sequence[Replay]:
+        """Of all partitions: the claims of those that have not ended."""
+        return [each for one in self.partitions.values() for each in one.open_replays.values()]
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """In the order of partitions and offsets."""
+        found = [each for name in self.scope for each in self.partitions[name].findings]
+        return sorted(found, key=lambda each: (each.partition, each.range, each.kind))
+
+
+class Auditor:
+    """Reads for one audit; `keys` restricts the sums, None is all of them.
+
+    `watch` is shown each note, whose records it is about, and dead letters are records, too.
+    """
+
+    def __init__(
+        self,
+        settings: DoubtSettings,
+        scope: Collection[TopicPartition] | None,
+        keys: Collection[str] | None,
+        watch: Callable[[TopicPartition, Note], None] = lambda _, __: None,
+    ) -> None:
+        self._settings = settings
+        self._scope = scope
+        self._keys = keys
+        self._watch = watch
+        self._letter_topics = set(map(settings.dead_letter_topic_for, settings.topics))
+        self._sources = {*settings.topics, *self._letter_topics}
+
+    async def audit(self, found: Sequence[Standing], *, from_topic: bool) -> Audit:
+        """Read everything; `found` is where the group stood before."""
+        settings = self._settings
+        books = await self._open_books()
+        logs = await extents(settings, self._sources)
+        letters, complete = await self._dead_offsets()
+        names = [
+            name
+            for name in logs
+            if (name.topic in settings.topics if self._scope is None else name in self._scope)
+        ]
+        audit = Audit(
+            {name: PartitionAudit(name, letters[name], complete) for name in logs},
+            names,
+            {each.name: each.commit.next_offset for each in found},
+            logs,
+            books,
+            log_bits={} if from_topic else None,
+        )
+        boundaries = await self._read_notes(audit)
+        await self._settle_disputes(audit)
+        await self._find_gaps(audit)
+        if audit.log_bits is not None:
+            await self._read_logs(audit, audit.log_bits, boundaries)
+        return audit
+
+    async def catch_up(self, audit: Audit) -> Sequence[Receipt]:
+        """Read the receipts that came since, of batches that had none; they are not audited.
+
+        Replays that began, or ended, are taken note of.
+        """
+        books = await extents(self._settings, {name.topic for name in audit.books})
+        since = {
+            name: (audit.books[name][1] if name in audit.books else begins, ends)
+            for name, (begins, ends) in books.items()
+        }
+        found: list[Receipt] = []
+        async for entry in notes(self._settings, since, self._sources):
+            note = entry.note
+            partition = audit.partitions.get(entry.source)
+            if isinstance(note, Replay) and partition is not None:
+                partition.add(entry.offset, note)
+            if not isinstance(note, Receipt):
+                continue
+            if partition is None or partition.cover(note):
+                found.append(note)
+        audit.books = books
+        return found
+
+    async def _open_books(self) -> Extents:
+        settings = self._settings
+        topics = {settings.receipts_topic_for(topic): topic for topic in settings.topics}
+        books = await extents(settings, map(settings.receipts_topic_for, self._sources))
+        for topic, source in topics.items():
+            if not any(name.topic == topic for name in books):
+                raise UnavailableError(
+                    f"there is no topic {topic}, where the receipts of {source} would be: no worker"
+                    " has settled anything, or INGESTER_RECEIPTS_TOPIC is another one."
+                )
+        return books
+
+    async def _dead_offsets(self) -> tuple[Mapping[TopicPartition, DeadOffsets], bool]:
+        """Collect where dead letters came from, and whether all there ever were are there."""
+        settings = self._settings
+        opened = await extents(settings, self._letter_topics)
+        offsets: defaultdict[TopicPartition, array[int]] = defaultdict(lambda: array("q"))
+        async for letter in dead_letters(settings, opened, settings.topics):
+            offsets[letter.origin.partition].append(letter.origin.offset)
+        complete = not any(begins for begins, _ in opened.values())
+        found = {name: DeadOffsets(each) for name, each in offsets.items()}
+        return defaultdict(DeadOffsets, found), complete
+
+    async def _read_notes(self, audit: Audit) -> Mapping[TopicPartition, int]:
+        """Take all notes; return up to where receipts go that the log has not whole."""
+        boundaries: dict[TopicPartition, int] = {}
+        async for entry in notes(self._settings, audit.books, self._sources, foreign=audit.foreign):
+            partition = audit.partitions.get(entry.source)
+            note = entry.note
+            if partition is not None:
+                self._watch(entry.source, note)
+            if partition is not None and not partition.add(entry.offset, note):
+                continue
+            if not isinstance(note, Receipt):
+                continue
+            self._count(audit, entry.source, note)
+            begins = audit.logs.get(entry.source, (0, 0))[0]
+            cut = note.first_offset < begins
+            if cut and not note.forced:
+                boundaries[entry.source] = max(boundaries.get(entry.source, 0), note.next_offset)
+            redriven = entry.source.topic in self._letter_topics
+            if audit.log_bits is not None and (cut or note.forced or redriven):
+                self._add(audit.log_bits, note.bits_by_key)
+        return boundaries
+
+    async def _settle_disputes(self, audit: Audit) -> None:
+        """Read receipts that cover the same ground a second time, all beside each other."""
+        disputes = {
+            name: Disputes(each) for name, each in audit.partitions.items() if each.disputed
+        }
+        settings = self._settings
+        places = {
+            TopicPartition(settings.receipts_topic_for(name.topic), name.partition)
+            for name in disputes
+        }
+        again = {place: audit.books[place] for place in places}
+        async for entry in notes(settings, again, self._sources):
+            dispute = disputes.get(entry.source)
+            if dispute is not None and dispute.add(entry.offset, entry.note):
+                assert isinstance(entry.note, Receipt)
+                self._count(audit, entry.source, entry.note)
+        for dispute in disputes.values():
+            dispute.judge()
+
+    def _count(self, audit: Audit, source: TopicPartition, receipt: Receipt) -> None:
+        self._add(audit.bits, receipt.bits_by_key)
+        if self._scope is not None and source in self._scope:
+            audit.keys_in_scope.update(receipt.bits_by_key)
+
+    def _add(self, sums: dict[str, int], more: Mapping[str, int]) -> None:
+        for key, bits in more.items():
+            if self._keys is None or key in self._keys:
+                sums[key] = sums.get(key, 0) + bits
+
+    async def _find_gaps(self, audit: Audit) -> None:
+        """Look into the log where no note says anything: there may be no record there."""
+        for name in audit.scope:
+            partition = audit.partitions[name]
+            begins = audit.logs[name][0]
+            ground = partition.judge_ground(audit.committed.get(name, begins), begins)
+            gaps: dict[Range, tuple[int, int, int]] = {}
+            async for records in ranges_of(self._settings, name, ground):
+                for record in records:
+                    range_ = ground[bisect_right(ground, (record.offset, 2**63)) - 1]
+                    first_offset, _, count = gaps.get(range_, (record.offset, 0, 0))
+                    gaps[range_] = (first_offset, record.offset + 1, count + 1)
+            for first_offset, next_offset, count in gaps.values():
+                partition.found_gap((first_offset, next_offset), count)
+
+    async def _read_logs(
+        self, audit: Audit, sums: dict[str, int], boundaries: Mapping[TopicPartition, int]
+    ) -> None:
+        """Add up the events of the logs, of all that is settled or should be."""
+        decode = event_decoder(self._settings.unknown_members)
+        wanted: dict[TopicPartition, list[Range]] = {}
+        for name, partition in audit.partitions.items():
+            if name.topic in self._letter_topics:
+                continue
+            begins = audit.logs[name][0]
+            covered = partition.covered.ranges
+            settled = merged([(begins, audit.committed.get(name, begins)), *covered])
+            skipped = merged(each.range for each in partition.skipped)
+            beyond = [(max(begins, boundaries.get(name, 0)), 2**63 - 1)]
+            unsettled = subtracted(skipped, covered)
+            wanted[name] = subtracted(intersected(settled, beyond), unsettled)
+        ranges = {name: (each[0][0], each[-1][1]) for name, each in wanted.items() if each}
+        with bar("records read", sum(end - at for at, end in ranges.values())) as advance:
+            async for name, records in stream(self._settings, ranges):
+                dead = audit.partitions[name].dead_letters
+                for event_key, bits in _events(decode, _chosen(records, wanted[name], dead)):
+                    self._add(sums, {event_key: bits})
+                advance(len(records))
+
+
+def _chosen(
+    records: Sequence[Record], wanted: Sequence[Range], dead: DeadOffsets
+) -> Sequence[Record]:
+    """Leave out what is not wanted, and dead letters; mostly there are neither."""
+    extent = (records[0].offset, records[-1].offset + 1)
+    inside = intersected([extent], wanted)
+    letters = set(dead.within(*extent))
+    if inside == [extent] and not letters:
+        return records
+    return [
+        record
+        for record in records
+        if record.offset not in letters and holds(inside, record.offset)
+    ]
+
+
+def _events(decode: Decode, records: Sequence[Record]) -> Iterable[tuple[str, int]]:
+    values = [record.value for record in records]
+    decoded = decode.all_of(values) if values else None
+    if decoded is not None:
+        yield from ((event.key, event.bits) for event in decoded[0])
+        return
+    for value in values:
+        found = decode(value)
+        if isinstance(found, tuple):
+            yield found[0].key, found[0].bits

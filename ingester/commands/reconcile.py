@@ -1,0 +1,163 @@
+"""`ingester reconcile`: whether Kafka, the receipts and PacSpace agree; changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Collection, Sequence
+from typing import Annotated
+
+import msgspec
+import typer
+
+from ingester.arguments import AsJson, ConfigFile
+from ingester.audit.auditing import Audit, Auditor
+from ingester.audit.comparison import AuditSettings, Comparison, trails
+from ingester.audit.doubts import Standing, standings
+from ingester.audit.under_way import of_group
+from ingester.commands.reconcile_report import Reconciliation, document, lines
+from ingester.config import load
+from ingester.core.record import TopicPartition
+from ingester.errors import EXIT_MISMATCH, EXIT_OK, EXIT_PENDING, ConfigurationError, UsageError
+from ingester.kafka.admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
+from ingester.pacspace import PATHLESS_KEYS
+
+_SCOPE = re.compile(r"(?P<topic>[^:]+)(:(?P<partition>\d{1,9}))?", re.ASCII)
+_EXIT_CODES = {"agreed": EXIT_OK, "discrepancy": EXIT_MISMATCH, "pending": EXIT_PENDING}
+
+
+def reconcile(
+    scope: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TOPIC[:PARTITION]",
+            help="Whose offsets to judge, and whose keys; everything unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Compare this key alone; may be repeated."),
+    ] = None,
+    account: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ACCOUNT", help="Compare the keys that are this account's, says PacSpace."
+        ),
+    ] = None,
+    from_topic: Annotated[
+        bool, typer.Option("--from-topic", help="Add the events up from Kafka itself, too.")
+    ] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare Kafka, the receipts and PacSpace.
+
+    Coverage: each offset below the committed one is in exactly one receipt, and what a receipt
+    counts as dead letters is in the dead-letter topic. Totals: for each key, the bits of all
+    receipts are PacSpace's balance. What is in doubt, in flight or not verified yet is pending.
+    Totals are always over all topics of INGESTER_TOPIC, for a balance knows no partitions.
+
+    \b
+    Examples:
+      ingester reconcile
+      ingester reconcile --from-topic --json
+      ingester reconcile usage:3 usage:4
+      ingester reconcile --key usage-acme-2025-06
+      ingester reconcile --account acme
+
+    Exit codes: 0 all agree; 1 a discrepancy; 2 something is pending: try again later; 64 the
+    command line, or the group has committed nothing; 69 Kafka or PacSpace cannot be reached, or
+    there are no receipts; 77 one of them refuses the credentials; 78 the settings.
+    """
+    settings = load(AuditSettings, environ=os.environ, config_file=config).settings
+    if settings.receipts == "off":
+        raise ConfigurationError(
+            "INGESTER_RECEIPTS is off: nothing is written that Kafka and PacSpace could be compared"
+            " by."
+        )
+    asked = [_parse(settings, each) for each in scope or ()]
+    found = asyncio.run(_reconcile(settings, asked, key or None, account, from_topic=from_topic))
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode(document(found)) + b"\n")
+    else:
+        sys.stdout.write("\n".join(lines(found)) + "\n")
+    if code := _EXIT_CODES[found.verdict]:
+        raise typer.Exit(code)
+
+
+def _parse(settings: AuditSettings, scope: str) -> tuple[str, int | None]:
+    found = _SCOPE.fullmatch(scope)
+    if found is None:
+        raise UsageError(f"{scope!r} should be TOPIC or TOPIC:PARTITION")
+    if found["topic"] not in settings.topics:
+        raise UsageError(
+            f"{found['topic']} is none of INGESTER_TOPIC ({', '.join(settings.topics)})"
+        )
+    return found["topic"], int(found["partition"]) if found["partition"] else None
+
+
+async def _reconcile(
+    settings: AuditSettings,
+    asked: Sequence[tuple[str, int | None]],
+    keys: Sequence[str] | None,
+    account: str | None,
+    *,
+    from_topic: bool,
+) -> Reconciliation:
+    admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
+    found = await standings(settings, settings.topics)
+    committed = await admin.committed_offsets(settings.group_id)
+    scope = _scoped(settings, [each for each in found if each.name in committed], asked)
+    before = await of_group(settings)
+    auditor = Auditor(settings, scope, keys)
+    audit = await auditor.audit(found, from_topic=from_topic)
+    compared = Comparison(settings, auditor, audit, account)
+    await compared.compare(_keys_of(audit, scope, keys), before)
+    results = sorted(compared.results.values())
+    return Reconciliation(
+        settings.group_id,
+        audit,
+        [each for each in compared.doubts if scope is None or each.partition in scope],
+        compared.agreed,
+        results,
+        await trails(settings, audit, results),
+        halts=[
+            f"{each.name}: {each.start.halt_reason}" for each in found if each.start.halt_reason
+        ],
+        unaskable=sorted(audit.bits.keys() & set(PATHLESS_KEYS)),
+    )
+
+
+def _scoped(
+    settings: AuditSettings,
+    found: Sequence[Standing],
+    asked: Sequence[tuple[str, int | None]],
+) -> Collection[TopicPartition] | None:
+    """Return the partitions that are asked about; None for all. UsageError for none."""
+    chosen = {
+        each.name
+        for each in found
+        for topic, partition in asked or [(each.name.topic, None)]
+        if each.name.topic == topic and partition in {None, each.name.partition}
+    }
+    if not chosen:
+        where = ", ".join(
+            f"{topic}:{number}" if number is not None else topic for topic, number in asked
+        )
+        raise UsageError(
+            f"the group {settings.group_id} has committed nothing of"
+            f" {where or ', '.join(settings.topics)}: is that right, and INGESTER_GROUP_ID?"
+        )
+    return chosen if asked else None
+
+
+def _keys_of(
+    audit: Audit, scope: Collection[TopicPartition] | None, keys: Sequence[str] | None
+) -> list[str]:
+    if keys is not None:
+        return list(dict.fromkeys(keys))
+    known = dict.fromkeys([*audit.bits, *(audit.log_bits or ())])
+    return [key for key in known if scope is None or key in audit.keys_in_scope]

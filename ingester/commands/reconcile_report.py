@@ -1,0 +1,226 @@
+"""How a reconciliation is told: tables for people, a document for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from ingester.audit.auditing import Audit
+from ingester.commands.doubt_report import shown
+from ingester.core.agreement import KeyResult, KeyTrail
+from ingester.core.audit import DISCREPANCIES, Finding
+from ingester.core.intent import Range
+from ingester.core.ranges import intersected, length
+from ingester.core.record import TopicPartition
+from ingester.tables import Table, harmless
+
+_SHOWN_MAX: Final = 50  # findings, and keys; --json has all
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """All that was found; of the keys only those that do not agree."""
+
+    group: str
+    audit: Audit
+    doubts: Sequence[Finding]
+    """What was in doubt from the beginning to the end, of partitions in scope."""
+    agreed: int
+    results: Sequence[KeyResult]
+    trails: Mapping[str, KeyTrail]
+    """Where to look, for the keys that differ."""
+    halts: Sequence[str]
+    """Partitions that no worker goes on with, and why."""
+    unaskable: Sequence[str]
+    """Keys that no path can carry."""
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """About the partitions in scope, and what replays have under way."""
+        return [*self.audit.findings, *self.doubts]
+
+    @property
+    def verdict(self) -> Literal["agreed", "discrepancy", "pending"]:
+        """The worst of all."""
+        statuses = {each.status for each in self.results}
+        kinds = {each.kind for each in self.findings}
+        if kinds & DISCREPANCIES or statuses & {"mismatch", "unknown_key"}:
+            return "discrepancy"
+        return "pending" if statuses or "in_doubt" in kinds or self.halts else "agreed"
+
+
+def lines(found: Reconciliation) -> Iterator[str]:
+    """Say everything: coverage, totals, and the verdict at the end."""
+    headings = ("PARTITION", "COMMITTED", "LOG", "RECEIPTS", "COVERED", "DEAD LETTERS")
+    yield from Table(headings).lines([*_coverage_rows(found)])
+    yield from _findings(found)
+    yield from _totals(found)
+    yield from _remarks(found)
+    yield _verdict(found)
+
+
+def _coverage_rows(found: Reconciliation) -> Iterator[tuple[str, ...]]:
+    audit = found.audit
+    for name in audit.scope:
+        partition = audit.partitions[name]
+        committed = audit.committed.get(name)
+        yield (
+            str(name),
+            "-" if committed is None else str(committed),
+            shown(audit.logs[name]),
+            str(partition.receipts),
+            str(_covered(audit, name)),
+            str(len(partition.dead_letters)),
+        )
+
+
+def _covered(audit: Audit, name: TopicPartition) -> int:
+    below: list[Range] = [(0, audit.committed.get(name, 0))]
+    return length(intersected(audit.partitions[name].covered.ranges, below))
+
+
+def _findings(found: Reconciliation) -> Iterator[str]:
+    findings = found.findings
+    wrong = [each for each in findings if each.kind in DISCREPANCIES]
+    others = [each for each in findings if each.kind not in DISCREPANCIES]
+    yield ""
+    if wrong:
+        yield f"Coverage: {len(wrong)} discrepancies."
+    else:
+        yield "Coverage: every record below the committed offsets is accounted for, once."
+    for each in [*wrong, *others][:_SHOWN_MAX]:
+        yield f"  {each.kind:<28}{each.partition}{shown(each.range)}  {harmless(each.detail)}"
+    if len(findings) > _SHOWN_MAX:
+        yield f"  and {len(findings) - _SHOWN_MAX} more (--json has all)"
+
+
+def _totals(found: Reconciliation) -> Iterator[str]:
+    results = found.results
+    yield ""
+    if not results:
+        yield f"Totals: {found.agreed} keys, and PacSpace has of each what the receipts say."
+        return
+    keys = found.agreed + len(results)
+    yield f"Totals: {len(results)} of {keys} keys do not agree (yet)."
+    kafka = () if found.audit.log_bits is None else ("KAFKA",)
+    headings = ("KEY", "ACCOUNT", *kafka, "RECEIPTS", "PACSPACE", "DIFFERENCE", "STATUS")
+    yield from Table(headings).lines([*_key_rows(found)])
+    if len(results) > _SHOWN_MAX:
+        yield f"  and {len(results) - _SHOWN_MAX} more (--json has all)"
+    for key, trail in [*found.trails.items()][:_SHOWN_MAX]:
+        places = ", ".join(f"{name}{shown(range_)}" for name, range_ in trail.extents.items())
+        yield f"{harmless(key)} is in {trail.receipts} receipts{' of ' if places else ''}{places}"
+        for each in trail.suspects:
+            yield f"  look at {each.partition}{shown(each.range)}: {each.bits} bits; {each.reason}"
+
+
+def _key_rows(found: Reconciliation) -> Iterator[tuple[str, ...]]:
+    for each in found.results[:_SHOWN_MAX]:
+        yield (
+            harmless(each.key),
+            harmless(each.account or "-"),
+            *(() if each.log is None else (str(each.log),)),
+            str(each.receipts),
+            "-" if each.balance is None else str(each.balance),
+            f"{each.difference:+d}",
+            _words(each),
+        )
+
+
+def _words(result: KeyResult) -> str:
+    if result.status == "pending":
+        return "pending: under way" if result.verified else "pending: not verified yet"
+    return {"unknown_key": "unknown to PacSpace"}.get(result.status, result.status)
+
+
+def _remarks(found: Reconciliation) -> Iterator[str]:
+    for halt in found.halts:
+        yield f"{halt}."
+    for key in found.unaskable:
+        yield f"The balance of the key {key!r} cannot be asked for, and is not compared."
+    for place, count in found.audit.foreign.items():
+        yield f"{count} records of {place} are no receipts; they were left aside."
+
+
+def _verdict(found: Reconciliation) -> str:
+    if found.verdict == "agreed":
+        return "All agree: Kafka, the receipts and PacSpace."
+    if found.verdict == "pending":
+        return "Nothing differs, and something is pending: run it again later."
+    return "They do not agree. `ingester explain` says what became of a record at an offset above."
+
+
+# -- documents ------------------------------------------------------------------------------------
+
+
+def document(found: Reconciliation) -> dict[str, object]:
+    """Everything for a program."""
+    audit = found.audit
+    return {
+        "group": found.group,
+        "verdict": found.verdict,
+        "partitions": [
+            {
+                "topic": name.topic,
+                "partition": name.partition,
+                "committedOffset": audit.committed.get(name),
+                "logBegins": audit.logs[name][0],
+                "logEnds": audit.logs[name][1],
+                "receipts": audit.partitions[name].receipts,
+                "coveredOffsets": _covered(audit, name),
+                "deadLetters": len(audit.partitions[name].dead_letters),
+            }
+            for name in audit.scope
+        ],
+        "findings": [
+            {
+                "kind": each.kind,
+                "discrepancy": each.kind in DISCREPANCIES,
+                "topic": each.partition.topic,
+                "partition": each.partition.partition,
+                "firstOffset": each.range[0],
+                "nextOffset": each.range[1],
+                "detail": each.detail,
+            }
+            for each in found.findings
+        ],
+        "keysAgreed": found.agreed,
+        "keys": [_key_document(each, found.trails.get(each.key)) for each in found.results],
+        "foreignRecords": sum(audit.foreign.values()),
+        "halted": found.halts,
+        "keysNotAsked": found.unaskable,
+    }
+
+
+def _key_document(result: KeyResult, trail: KeyTrail | None) -> dict[str, object]:
+    return {
+        "key": result.key,
+        "accountId": result.account,
+        "status": result.status,
+        "receiptsBits": result.receipts,
+        "kafkaBits": result.log,
+        "currentBits": result.balance,
+        "difference": result.difference,
+        "verified": result.verified,
+        "ranges": [
+            {
+                "topic": name.topic,
+                "partition": name.partition,
+                "firstOffset": range_[0],
+                "nextOffset": range_[1],
+            }
+            for name, range_ in (trail.extents if trail else {}).items()
+        ],
+        "suspects": [
+            {
+                "topic": each.partition.topic,
+                "partition": each.partition.partition,
+                "firstOffset": each.range[0],
+                "nextOffset": each.range[1],
+                "bits": each.bits,
+                "reason": each.reason,
+            }
+            for each in (trail.suspects if trail else ())
+        ],
+    }

@@ -1,0 +1,1 @@
+"""The shells around Kafka: nothing else knows its client."""
