@@ -134,7 +134,7 @@ class UsageConsumer:
         broker accepts from anybody as long as the group is empty: offsets could go back.
         """
         coordinator = self._coordinator
-        heartbeat, commit = coordinator._do_heartbeat, coordinator._do_commit_offsets  # noqa: SLF001
+        heartbeat, commit = coordinator._do_heartbeat, coordinator._do_commit_offsets
 
         async def noted() -> bool:
             sent = time.monotonic()
@@ -151,8 +151,8 @@ class UsageConsumer:
                 raise kafka_errors.CommitFailedError("the group goes on without this member")
             await commit(assignment, offsets)
 
-        coordinator._do_heartbeat = noted  # noqa: SLF001 -- as said
-        coordinator._do_commit_offsets = fenced  # noqa: SLF001 -- as said
+        coordinator._do_heartbeat = noted
+        coordinator._do_commit_offsets = fenced
 
     def _watch_polls(self) -> None:
         """See to it that a worker that has stopped polling leaves the group, whatever it polled.
@@ -160,22 +160,22 @@ class UsageConsumer:
         aiokafka counts polls in and out, but not out what raises: after that the consumer counts
         as polling for good.
         """
-        polls: Any = self._consumer._subscription  # noqa: SLF001 -- no other way to its count
+        polls: Any = self._consumer._subscription  # no other way to its count
 
         @contextmanager
         def counted() -> Iterator[None]:
-            polls._fetch_count += 1  # noqa: SLF001 -- as said
+            polls._fetch_count += 1
             try:
                 yield
             finally:
-                polls._fetch_count -= 1  # noqa: SLF001 -- as said
-                polls._last_fetch_ended = time.monotonic()  # noqa: SLF001 -- as said
+                polls._fetch_count -= 1
+                polls._last_fetch_ended = time.monotonic()
 
         polls.fetch_context = counted
 
     @property
     def _coordinator(self) -> Any:
-        return self._consumer._coordinator  # noqa: SLF001 -- there is no other way to its generation
+        return self._consumer._coordinator  # there is no other way to its generation
 
     @property
     def is_member(self) -> bool:
@@ -247,7 +247,7 @@ class UsageConsumer:
 
     def position(self, partition: TopicPartition) -> int | None:
         """What is to be handed over next; None while that is not known."""
-        subscription = self._consumer._subscription.subscription  # noqa: SLF001 -- `position` waits
+        subscription = self._consumer._subscription.subscription  # `position` waits
         assignment = subscription.assignment
         if assignment is None or partition not in assignment.tps:
             return None
@@ -296,7 +296,7 @@ class UsageConsumer:
         """
         self._contact = max(self._contact, time.monotonic())
         self._membership = (self._coordinator.generation, self._coordinator.member_id)
-        self._coordinator._start_heartbeat_task()  # noqa: SLF001 -- as said
+        self._coordinator._start_heartbeat_task()
         self._begun.clear()
 
     def _begin_at(self, starts: Mapping[TopicPartition, Start]) -> None:
