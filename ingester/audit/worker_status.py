@@ -70,5 +70,5 @@ async def worker_status(url: str) -> WorkerStatus | str:
         return f"HTTP {answer.status}"
     try:
         return _decode(answer.body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return "what answers there is no worker"

@@ -252,6 +252,6 @@ def _is_pacspace(status: int, body: bytes) -> bool:
         return read_envelope(body).is_api
     try:
         document: Any = msgspec.json.decode(body) if status == 200 else None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return isinstance(document, dict) and "data" in document

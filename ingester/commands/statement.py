@@ -128,9 +128,8 @@ class _Proofs:
             self._decode_redriven[note.name] = corrected_decoder(self._unknown_members, correction)
         elif isinstance(note, Receipt) and (note.items if of_letters else not note.forced):
             redrive = note.replay if of_letters else None
-            settled_at = _milliseconds(datetime.fromisoformat(note.settled_at))
             settlements = self._settled[source].setdefault(redrive, Settlements())
-            settlements.add(Settlement(note.first_offset, note.next_offset, settled_at))
+            settlements.add(Settlement(*note.range, note.settled_at_ms))
 
     def sort(self) -> None:
         """Make ready to be asked."""

@@ -120,8 +120,8 @@ def rows(found: Account) -> Iterator[list[str]]:
             str(line.batches),
             str(line.first),
             str(line.last),
-            _moment(line.first_settled_at_ms),
-            _moment(line.last_settled_at_ms),
+            _settled_at(line.first_settled_at_ms) or "",
+            _settled_at(line.last_settled_at_ms) or "",
             "" if balance is None else str(balance),
             found.agreement_on(line.key),
         ]
@@ -136,6 +136,10 @@ def write_csv(table: Iterator[list[str]], out: TextIO) -> None:
 
 def _moment(milliseconds: int) -> str:
     return _second(datetime.fromtimestamp(milliseconds / 1000, UTC))
+
+
+def _settled_at(milliseconds: int | None) -> str | None:
+    return None if milliseconds is None else _moment(milliseconds)
 
 
 def _second(moment: datetime) -> str:
@@ -161,8 +165,8 @@ def document(found: Account) -> dict[str, object]:
                 "batches": line.batches,
                 "firstEvent": str(line.first),
                 "lastEvent": str(line.last),
-                "firstSettledAt": _moment(line.first_settled_at_ms),
-                "lastSettledAt": _moment(line.last_settled_at_ms),
+                "firstSettledAt": _settled_at(line.first_settled_at_ms),
+                "lastSettledAt": _settled_at(line.last_settled_at_ms),
                 "currentBits": found.balance_of(line.key),
                 "agreement": found.agreement_on(line.key),
             }

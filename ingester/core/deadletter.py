@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ingester.core.event import Rejection
 from ingester.core.record import Record, TopicPartition
 
+_PARTITION_BELOW: Final = 2**31  # both as Kafka has them
+_OFFSET_BELOW: Final = 2**63
 _BUCKETS = 10  # of a window: what is older than it goes a tenth at a time
 
 
@@ -50,11 +52,13 @@ def origin_of(headers: Sequence[tuple[str, bytes | None]]) -> Origin | None:
     said = {name: (content or b"") for name, content in headers}
     try:
         status, at = said.get("ingester-http-status"), said.get("ingester-dead-lettered-at")
+        partition = int(said["ingester-source-partition"])
+        offset = int(said["ingester-source-offset"])
+        if not (0 <= partition < _PARTITION_BELOW and 0 <= offset < _OFFSET_BELOW):
+            return None
         return Origin(
-            TopicPartition(
-                said["ingester-source-topic"].decode(), int(said["ingester-source-partition"])
-            ),
-            int(said["ingester-source-offset"]),
+            TopicPartition(said["ingester-source-topic"].decode(), partition),
+            offset,
             said["ingester-error-code"].decode("utf-8", "replace"),
             said.get("ingester-error-detail", b"").decode("utf-8", "replace"),
             int(status) if status is not None else None,

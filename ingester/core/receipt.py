@@ -7,13 +7,18 @@ apart. `bodyDigest` lets anybody who forms the batch again see that it is the sa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from datetime import datetime
+from typing import Annotated, Literal
 
 import msgspec
 
 from ingester.core.batch import Batch
 from ingester.core.delivery import Acknowledged
 from ingester.core.intent import Range
+
+Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+PartitionNumber = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+"""Both as Kafka has them: a note with others is none that a worker wrote."""
 
 
 class Receipt(
@@ -28,9 +33,9 @@ class Receipt(
     """One settled batch; without items it was dead-lettered as a whole, and nobody acknowledged."""
 
     topic: str
-    partition: int
-    first_offset: int
-    next_offset: int
+    partition: PartitionNumber
+    first_offset: Offset
+    next_offset: Offset
     idempotency_key: str
     batch_id: str | None
     http_status: int | None
@@ -55,6 +60,14 @@ class Receipt(
         return (self.first_offset, self.next_offset)
 
     @property
+    def settled_at_ms(self) -> int | None:
+        """The same in milliseconds since the epoch; None for a text that is no such time."""
+        try:
+            return int(datetime.fromisoformat(self.settled_at).timestamp() * 1000)
+        except (ValueError, OverflowError):
+            return None
+
+    @property
     def namespace(self) -> str:
         """What its idempotency key was made with, beside the records."""
         return self.replay or "" if self.forced else ""
@@ -69,9 +82,9 @@ class Resolution(
     """Somebody's decision about a range that no worker may decide about."""
 
     topic: str
-    partition: int
-    first_offset: int
-    next_offset: int
+    partition: PartitionNumber
+    first_offset: Offset
+    next_offset: Offset
     decision: Decision
     by: str
     reason: str
@@ -96,9 +109,9 @@ class Replay(msgspec.Struct, frozen=True, gc=False, rename="camel", tag_field="k
     """
 
     topic: str
-    partition: int
-    first_offset: int
-    next_offset: int
+    partition: PartitionNumber
+    first_offset: Offset
+    next_offset: Offset
     name: str
     state: Literal["started", "ended"]
     by: str
@@ -163,6 +176,9 @@ def encode_note(note: Resolution | Replay) -> bytes:
 def decode_note(value: bytes | None) -> Note | None:
     """Read a note back; None for a record that is none, whoever wrote it."""
     try:
-        return _decoder.decode(value or b"")
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        note = _decoder.decode(value or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    if isinstance(note, Receipt) and note.next_offset <= note.first_offset:
+        return None  # no batch is empty
+    return note

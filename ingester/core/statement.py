@@ -5,10 +5,12 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ingester.core.event import UsageEvent
 from ingester.core.record import TopicPartition
+
+_UNKNOWN_MS: Final = -(2**63)  # in place of None, where a column holds numbers alone
 
 
 class Occasion(NamedTuple):
@@ -27,7 +29,8 @@ class Settlement(NamedTuple):
 
     first_offset: int
     next_offset: int
-    settled_at_ms: int
+    settled_at_ms: int | None
+    """None where the receipt does not say it."""
 
 
 class Settlements:
@@ -38,7 +41,7 @@ class Settlements:
 
     def add(self, settlement: Settlement) -> None:
         for column, number in zip(self._columns, settlement, strict=True):
-            column.append(number)
+            column.append(_UNKNOWN_MS if number is None else number)
 
     def sort(self) -> None:
         """Make ready to be asked."""
@@ -51,8 +54,10 @@ class Settlements:
         position = bisect_right(self._columns[0], offset) - 1
         if position < 0:
             return None
-        found = Settlement(*(column[position] for column in self._columns))
-        return found if offset < found.next_offset else None
+        begin, end, moment = (column[position] for column in self._columns)
+        if end <= offset:
+            return None
+        return Settlement(begin, end, None if moment == _UNKNOWN_MS else moment)
 
 
 @dataclass(slots=True)
@@ -74,8 +79,8 @@ class Line:
     key: str
     first: Occasion
     last: Occasion
-    first_settled_at_ms: int
-    last_settled_at_ms: int
+    first_settled_at_ms: int | None
+    last_settled_at_ms: int | None
     events: int = 0
     bits: int = 0
     batches: int = 0
@@ -91,8 +96,10 @@ class Line:
         self.bits += bits
         self.first = min(self.first, occasion)
         self.last = max(self.last, occasion)
-        self.first_settled_at_ms = min(self.first_settled_at_ms, settlement.settled_at_ms)
-        self.last_settled_at_ms = max(self.last_settled_at_ms, settlement.settled_at_ms)
+        moments = {self.first_settled_at_ms, self.last_settled_at_ms, settlement.settled_at_ms}
+        known = [each for each in moments if each is not None]
+        self.first_settled_at_ms = min(known, default=None)
+        self.last_settled_at_ms = max(known, default=None)
         if self._batches.get(sent_from) != settlement.first_offset:
             self._batches[sent_from] = settlement.first_offset
             self.batches += 1

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import aiokafka
 from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka_errors
 
-from ingester.core.record import Record, TopicPartition
+from ingester.core.record import TopicPartition
 from ingester.errors import ConfigurationError, IngesterError, RefusedError, UnavailableError
 from ingester.kafka.connection import client_options
 from ingester.settings import KafkaSettings
@@ -69,27 +69,6 @@ def translate(error: kafka_errors.KafkaError, what: str) -> IngesterError:
 def sentence(error: Exception) -> str:
     name, text = type(error).__name__, str(error)
     return text if text.startswith(name) else f"{name}: {text}"
-
-
-async def read_to_end(
-    settings: KafkaSettings, starts: Mapping[TopicPartition, int]
-) -> AsyncIterator[tuple[TopicPartition, Record]]:
-    """Yield the records of each partition from an offset up to what is its end now."""
-    if not starts:
-        return
-    asked = [aiokafka.TopicPartition(*each) for each in starts]
-    async with _reader(settings) as reader:
-        reader.assign(asked)
-        ends = await reader.end_offsets(asked)
-        for name in asked:
-            reader.seek(name, starts[TopicPartition(*name)])
-        left = [name for name in asked if starts[TopicPartition(*name)] < ends[name]]
-        while left:
-            fetched = await reader.getmany(*left, timeout_ms=int(POLL_SECONDS * 1000))
-            for name, records in fetched.items():
-                for record in records:
-                    yield TopicPartition(*name), cast("Record", record)
-            left = [name for name in left if await reader.position(name) < ends[name]]
 
 
 async def end_offsets(

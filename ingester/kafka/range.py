@@ -40,33 +40,71 @@ async def stream(
     Records that cannot be read are left out, and those of their record batch behind them.
     UnavailableError when Kafka does not answer for long.
     """
-    ends = {aiokafka.TopicPartition(*name): end for name, (at, end) in extents.items() if at < end}
-    if not ends:
+    ranges = {aiokafka.TopicPartition(*name): (at, end) for name, (at, end) in extents.items()}
+    if not any(at < end for at, end in ranges.values()):
         return
+    async with _lists_reader(settings, extents) as consumer:
+        async for each in _lists(consumer, ranges):
+            yield each
+
+
+async def read_to_end(
+    settings: KafkaSettings, starts: Mapping[TopicPartition, int]
+) -> AsyncIterator[tuple[TopicPartition, Record]]:
+    """Yield the records of each partition from an offset up to what is its end now.
+
+    One with a header name that is no UTF-8 is left out, as is its record batch behind it: nothing
+    that a worker wrote is there. UnavailableError for one that is damaged, which may be a worker's.
+    """
+    if not starts:
+        return
+    asked = {aiokafka.TopicPartition(*name): at for name, at in starts.items()}
+    async with _lists_reader(settings, starts) as consumer:
+        ends = await consumer.end_offsets(list(asked))
+        ranges = {name: (at, ends[name]) for name, at in asked.items()}
+        async for place, records in _lists(consumer, ranges, pass_damaged=False):
+            for record in records:
+                yield place, record
+
+
+@asynccontextmanager
+async def _lists_reader(
+    settings: KafkaSettings, names: Iterable[TopicPartition]
+) -> AsyncIterator[AIOKafkaConsumer]:
     consumer = group_less_consumer(settings)
     try:
         await consumer.start()
         read_in_lists(consumer, _READ_RECORDS_MAX)
-        consumer.assign(list(ends))
-        for name in ends:
-            consumer.seek(name, extents[TopicPartition(*name)][0])
-        left = list(ends)
-        while left:
-            async with asyncio.timeout(_READ_SECONDS_MAX):
-                name, records = await _list_of(consumer, left)
-            end = ends[name]
-            if records and records[-1].offset >= end:
-                records = [record for record in records if record.offset < end]
-            if records:
-                yield TopicPartition(*name), records
-            left = [each for each in left if await consumer.position(each) < ends[each]]
-            consumer.pause(*(each for each in ends if each not in left))
+        yield consumer
     except TimeoutError as error:
-        raise _silent(extents) from error
+        raise _silent(names) from error
     except kafka_errors.KafkaError as error:
         raise translate(error, "Kafka") from error
     finally:
         await closed(consumer.stop())
+
+
+async def _lists(
+    consumer: AIOKafkaConsumer,
+    ranges: Mapping[aiokafka.TopicPartition, Range],
+    *,
+    pass_damaged: bool = True,
+) -> AsyncIterator[tuple[TopicPartition, Sequence[Record]]]:
+    ends = {name: end for name, (at, end) in ranges.items() if at < end}
+    consumer.assign(list(ends))
+    for name in ends:
+        consumer.seek(name, ranges[name][0])
+    left = list(ends)
+    while left:
+        async with asyncio.timeout(_READ_SECONDS_MAX):
+            name, records = await _list_of(consumer, left, pass_damaged=pass_damaged)
+        end = ends[name]
+        if records and records[-1].offset >= end:
+            records = [record for record in records if record.offset < end]
+        if records:
+            yield TopicPartition(*name), records
+        left = [each for each in left if await consumer.position(each) < ends[each]]
+        consumer.pause(*(each for each in ends if each not in left))
 
 
 async def ranges_of(
@@ -152,7 +190,10 @@ async def first_records(
 
 
 async def _list_of(
-    consumer: AIOKafkaConsumer, names: Sequence[aiokafka.TopicPartition]
+    consumer: AIOKafkaConsumer,
+    names: Sequence[aiokafka.TopicPartition],
+    *,
+    pass_damaged: bool = True,
 ) -> tuple[aiokafka.TopicPartition, Sequence[Record]]:
     """Return the next records of one of these; none where the position moved without any."""
     before = {name: await consumer.position(name) for name in names}
@@ -162,6 +203,8 @@ async def _list_of(
                 *names, timeout_ms=int(POLL_SECONDS * 1000), max_records=1
             )
         except UnreadableRecordError as error:
+            if isinstance(error.__cause__, kafka_errors.KafkaError) and not pass_damaged:
+                raise error.__cause__ from error
             name = aiokafka.TopicPartition(*error.partition)
             consumer.seek(name, error.next_offset)
             return name, ()

@@ -29,7 +29,8 @@ from ingester.core.replaying import Replaying
 from ingester.core.start import is_given_up, start_of
 from ingester.errors import IngesterError
 from ingester.kafka.admin import KafkaAdmin
-from ingester.kafka.client import end_offsets, read_to_end
+from ingester.kafka.client import end_offsets
+from ingester.kafka.range import read_to_end
 from ingester.kafka.topics import KEPT_TOPIC_CONFIG
 from ingester.kafka.writing import RecordWriter, WriteProblem
 from ingester.settings import LedgerSettings

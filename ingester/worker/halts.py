@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from ingester.core.partition import PartitionState
 from ingester.core.receipt import Receipt, Replay, Resolution, decode_note
 from ingester.core.record import TopicPartition
-from ingester.kafka.client import read_to_end
+from ingester.kafka.range import read_to_end
 from ingester.kafka.receipts import Receipts
 from ingester.settings import Settings
 

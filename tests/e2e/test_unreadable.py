@@ -101,3 +101,29 @@ async def test_a_range_beside_the_unreadable_is_read_again(
         assert await reader.unreadable(partition, 13) is None
     finally:
         await reader.stop()
+
+
+async def test_foreign_records_among_the_receipts_stop_nobody(
+    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, ingesters: Ingesters
+) -> None:
+    """One that nests without end and one that cannot be read are left aside, by all who read on."""
+    group = group_of(await topic())
+    (name,) = group.topics
+    first = group.start()
+    await group.produce(usage(10), partition=0)
+    await group.settled()
+    first.process.terminate()
+    assert first.process.wait() == 0
+    nested = b'{"kind":"receipt","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    await produce(group.servers, f"{name}.receipts", [nested], partition=0)
+    for other in ("receipts", "dead-letters"):
+        await produce_unreadable(group.servers, f"{name}.{other}", [b"{}", b"{}"], 0)
+
+    verbs = (["reconcile"], ["status"], ["explain", f"{name}:0:3"], ["resolve"], ["dlq", "list"])
+    ended = [ingesters.run(*verb, settings=group.settings()) for verb in verbs]
+    assert [each.returncode for each in ended] == [0] * len(verbs), ended
+
+    group.start()
+    await group.produce(usage(10, first=10), partition=0)
+    await group.settled()
+    assert simulator.report()["keys"] == totals(usage(20))

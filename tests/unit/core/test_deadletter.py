@@ -139,7 +139,7 @@ def test_what_lacks_a_header_is_no_dead_letter(missing: int) -> None:
     assert (origin_of(left) is None) == (HEADERS[missing][0] != "ingester-error-detail")
 
 
-@pytest.mark.parametrize("content", [b"x", b"", b"\xff", None])
+@pytest.mark.parametrize("content", [b"x", b"", b"\xff", None, b"-5", b"9223372036854775808"])
 def test_a_foreign_position_is_no_dead_letters(content: bytes | None) -> None:
     """Somebody else's record in the topic is passed over."""
     assert origin_of([*HEADERS, ("ingester-source-offset", content)]) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import pytest
 from msgspec.structs import replace
@@ -16,6 +17,7 @@ from ingester.core.receipt import (
     encode_note,
     encode_receipt,
 )
+from tests.support.bookkeeping import receipt
 from tests.support.records import PARTITION, LogRecord, usage_records
 from tests.support.scenario import ACKNOWLEDGED, resolution_of
 
@@ -83,12 +85,48 @@ def test_a_decision_is_read_as_it_was_written() -> None:
         b'{"kind":"receipt"}',
         b'{"kind":"note","topic":"usage","partition":0,"firstOffset":0,"nextOffset":2}',
         encode_note(resolution_of((0, 2), "forgotten")),
+        encode_note(resolution_of((0, 2**63), "skipped")),
+        b'{"kind":"receipt","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     ],
     ids=lambda value: repr(value)[:30],
 )
 def test_what_is_no_note_is_passed_over(value: bytes | None) -> None:
     """Whoever wrote it; a decision that nobody knows decides nothing."""
     assert decode_note(value) is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"firstOffset": 9, "nextOffset": 3},
+        {"firstOffset": 3, "nextOffset": 3},
+        {"firstOffset": -5, "nextOffset": -1},
+        {"firstOffset": 10**30, "nextOffset": 10**30 + 1},
+        {"partition": -1},
+        {"partition": 2**31},
+    ],
+    ids=str,
+)
+def test_a_receipt_of_what_no_log_can_hold_is_none(changed: Mapping[str, int]) -> None:
+    """The same is one with offsets and a partition as Kafka has them."""
+    sound = receipt("usage", 3, 9, {"k": 6})
+
+    assert decode_note(json.dumps(sound).encode()) is not None
+    assert decode_note(json.dumps(sound | changed).encode()) is None
+
+
+@pytest.mark.parametrize(
+    ("settled_at", "milliseconds"),
+    [("1970-01-01T00:00:01.500+00:00", 1500), ("yesterday", None), ("", None)],
+)
+def test_a_receipt_says_when_it_was_settled_if_that_is_a_time(
+    settled_at: str, milliseconds: int | None
+) -> None:
+    """It proves what it covers all the same."""
+    note = decode_note(json.dumps(receipt("usage", 3, 9, {}, settledAt=settled_at)).encode())
+
+    assert isinstance(note, Receipt)
+    assert note.settled_at_ms == milliseconds
 
 
 def test_a_claim_of_a_redrive_says_how_letters_are_corrected() -> None:

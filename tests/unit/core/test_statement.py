@@ -30,6 +30,23 @@ def test_receipts_are_found_by_offset_whatever_their_order() -> None:
     assert Settlements().of(0) is None
 
 
+def test_a_receipt_that_does_not_say_when_settles_all_the_same() -> None:
+    """A line has the times of the others, and none where nobody says one."""
+    settlements = Settlements()
+    settlements.add(Settlement(0, 10, None))
+    settlements.sort()
+    timeless = settlements.of(5)
+    assert timeless == Settlement(0, 10, None)
+    statement = Statement("acme", 0, 10)
+    for key, settlement in (("a", timeless), ("b", timeless), ("b", Settlement(10, 20, 7))):
+        statement.add(UsageEvent(key, "acme", 3), Occasion(1, ONE, 5), settlement)
+
+    times = [
+        (each.first_settled_at_ms, each.last_settled_at_ms) for each in statement.lines.values()
+    ]
+    assert times == [(None, None), (7, 7)]
+
+
 def test_lines_add_up_and_name_first_and_last() -> None:
     """Each key by itself; a batch counts once for each key that it holds."""
     statement = Statement("acme", 0, 10_000)
