@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn, TextIO
+from typing import Annotated, Any, Final, NoReturn
 
 import structlog
 import typer
@@ -17,6 +17,7 @@ import typer
 from ingester import __version__
 from ingester.errors import EXIT_BUG, IngesterError, OutputError, UsageError
 from ingester.log_lines import configure_logging
+from ingester.output import discard
 
 # Where each command is. To import all of them takes 0.05 s of CPU more than `run` alone, and what
 # they import stays in the memory of a worker.
@@ -88,6 +89,7 @@ def main(app: typer.Typer) -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 -- for the rest of the process
     # Before anything can fail: the default would print local variables, keys among them.
     configure_logging("info", "auto")
+    code: object = None
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
@@ -100,11 +102,10 @@ def main(app: typer.Typer) -> None:
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(_INTERRUPTED)
     except (BrokenPipeError, SystemExit):  # the latter is typer's word for the former
-        _discard(sys.stdout)  # whoever read our output has gone, and wants no more
-        sys.exit(0)
+        discard(sys.stdout)  # whoever read our output has gone, and wants no more
     except Exception as error:  # noqa: BLE001 -- the last line of defence
         if isinstance(error, OSError) and error.errno in _OUTPUT_FAILURES:
-            _discard(sys.stdout)
+            discard(sys.stdout)
             failure = OutputError(
                 f"the output cannot be written: {error.strerror}. What the command did is done;"
                 " make room, or send the output elsewhere."
@@ -129,10 +130,5 @@ def _end(said: str, code: int) -> NoReturn:
         sys.stderr.write(said)
         sys.stderr.flush()
     except OSError:
-        _discard(sys.stderr)
+        discard(sys.stderr)
     sys.exit(code)
-
-
-def _discard(stream: TextIO) -> None:
-    """Let what a stream still holds go nowhere; the interpreter would complain at its exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,10 +1,11 @@
-"""Plain tables for people: aligned columns, numbers of things, and text made harmless."""
+"""Plain tables: aligned columns for people, CSV; numbers of things, and text made harmless."""
 
 from __future__ import annotations
 
+import csv
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, TextIO
 
 _ROWS_ALIGNED: Final = 200  # what is aligned together, and kept that long: a table may have no end
 ELLIPSIS: Final = "…"
@@ -51,6 +52,23 @@ class PrintedTable:
         """Print what is left."""
         sys.stdout.writelines(f"{line}\n" for line in self._table.lines(self._page))
         self._page = []
+
+
+class CsvTable:
+    """Writes rows of CSV, each cell so that it is read back as it was."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        # Python below 3.13 puts quotes around what ends lines here, and not around a bare return.
+        self._writer = csv.writer(self, lineterminator="\r\n")
+
+    def add(self, row: Iterable[object]) -> None:
+        """Write the next row."""
+        self._writer.writerow(row)
+
+    def write(self, line: str) -> None:
+        """Take a line of CSV."""
+        self._out.write(line.removesuffix("\r\n") + "\n")
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:

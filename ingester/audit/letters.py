@@ -7,7 +7,8 @@ its own. Nothing is written or committed, and what comes meanwhile is left for t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Final
 
 from ingester.audit.books import Extents, extents, notes
@@ -53,17 +54,18 @@ class Letters:
         await letters._find_redriven()
         return letters
 
-    async def read(self, choice: Choice) -> AsyncIterator[Letter]:
-        """Yield the letters that are wanted."""
+    async def read(self, choice: Choice) -> AsyncGenerator[Letter]:
+        """Yield the letters that are wanted; whoever may not take all of them closes it."""
         seen = SourceOffsets()
-        async for place, record, origin in self._read(self.logs):
-            if origin is None or origin.partition.topic not in self._settings.topics:
-                self.left_out[origin.partition.topic if origin else FOREIGN] += 1
-                continue
-            is_new = seen.add(origin.partition, origin.offset)
-            letter = self._letter(place, record, origin, repeats=not is_new)
-            if choice.wants(letter):
-                yield letter
+        async with aclosing(self._read(self.logs)) as found:
+            async for place, record, origin in found:
+                if origin is None or origin.partition.topic not in self._settings.topics:
+                    self.left_out[origin.partition.topic if origin else FOREIGN] += 1
+                    continue
+                is_new = seen.add(origin.partition, origin.offset)
+                letter = self._letter(place, record, origin, repeats=not is_new)
+                if choice.wants(letter):
+                    yield letter
 
     async def at(self, place: TopicPartition, offset: int) -> Letter:
         """Return the letter at a place in a dead-letter topic; UsageError where there is none."""
@@ -116,14 +118,15 @@ class Letters:
 
     async def _read(
         self, logs: Extents
-    ) -> AsyncIterator[tuple[TopicPartition, Record, Origin | None]]:
+    ) -> AsyncGenerator[tuple[TopicPartition, Record, Origin | None]]:
         offsets_count = sum(end - begin for begin, end in logs.values())
         with bar_beside_output("dead letters read", offsets_count) as advance:
             for name, range_ in logs.items():  # one after the other: which is the first is certain
-                async for _, records in stream(self._settings, {name: range_}):
-                    for record in records:
-                        yield name, record, origin_of(record.headers)
-                    advance(len(records))
+                async with aclosing(stream(self._settings, {name: range_})) as lists:
+                    async for _, records in lists:
+                        for record in records:
+                            yield name, record, origin_of(record.headers)
+                        advance(len(records))
 
 
 async def opened(settings: LedgerSettings, choice: Choice) -> Letters:

@@ -45,6 +45,7 @@ from ingester.errors import (
     UnavailableError,
     UsageError,
 )
+from ingester.output import discard, whoever_reads
 from ingester.pacspace import (
     Agreement,
     Balance,
@@ -151,9 +152,9 @@ def _print_many(
         total = len(named) + len(of_account) + (lines_count(file) if file else 0)
         questions = chain(named, read_keys(file) if file else (), of_account)
         statuses: Counter[Status] = Counter()
-        with bar_beside_output("balances read", total) as advance:
+        with whoever_reads(), bar_beside_output("balances read", total) as advance:
             asyncio.run(_tell(settings, questions, report, statuses, advance))
-    report.end(statuses)
+            report.end(statuses)
     if account and not statuses:
         raise UsageError(f"none of these keys is of the account {account.account}: is it right?")
     codes = {_EXIT_CODES[status] for status in statuses}
@@ -173,7 +174,12 @@ async def _tell(
             continue
         status = _status(found)
         statuses[status] += 1
-        report.add(question.key, status, found)
+        try:
+            report.add(question.key, status, found)
+        except BrokenPipeError:
+            if question.expected is None:  # as with `| head`
+                raise
+            discard(sys.stdout)
 
 
 def _print_single(settings: PacspaceSettings, question: Question, *, as_json: bool) -> int:
@@ -185,11 +191,12 @@ def _print_single(settings: PacspaceSettings, question: Question, *, as_json: bo
             " `ingester check` tries the connection and the key."
         )
     status = _status(found)
-    if as_json:
-        encoded = msgspec.json.encode(document(question.key, status, found))
-        sys.stdout.buffer.write(encoded + b"\n")
-    else:
-        sys.stdout.write("\n".join(_lines(found)) + "\n")
+    with whoever_reads():
+        if as_json:
+            encoded = msgspec.json.encode(document(question.key, status, found))
+            sys.stdout.buffer.write(encoded + b"\n")
+        else:
+            sys.stdout.write("\n".join(_lines(found)) + "\n")
     return _EXIT_CODES[status]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections import Counter
 from typing import Final, Literal, Protocol
@@ -10,7 +9,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 
 from ingester.pacspace import Agreement, Balance, UnknownKey
-from ingester.tables import PrintedTable, harmless
+from ingester.tables import CsvTable, PrintedTable, harmless
 
 Found = Agreement | Balance | UnknownKey
 Status = Literal["read", "agreed", "mismatch", "pending_verification", "unknown_key"]
@@ -63,13 +62,13 @@ class CsvReport:
     """A line for each key below a line of columns."""
 
     def __init__(self) -> None:
-        self._writer = csv.writer(sys.stdout, lineterminator="\n")
-        self._writer.writerow(_COLUMNS)
+        self._table = CsvTable(sys.stdout)
+        self._table.add(_COLUMNS)
 
     def add(self, key: str, status: Status, found: Found) -> None:
         """Write a line; what is not known is empty."""
         balance = _balance(found)
-        self._writer.writerow(
+        self._table.add(
             (
                 key,
                 balance.account_id if balance else None,

@@ -26,6 +26,7 @@ from ingester.errors import (
 )
 from ingester.kafka.admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.kafka.check import CheckResult, KafkaProbe, Status, check_kafka
+from ingester.output import whoever_reads
 from ingester.pacspace import PacspaceClient
 from ingester.wire import BUCKET_PATH
 
@@ -132,7 +133,8 @@ def check(config: ConfigFile = None, as_json: AsJson = False) -> None:
     try:
         loaded = load(Settings, environ=os.environ, config_file=config)
         if not as_json:
-            typer.echo(render_settings(loaded))
+            with whoever_reads():
+                typer.echo(render_settings(loaded))
         results = asyncio.run(_check_for_real(loaded))
     except ConfigurationError as error:
         results = [CheckResult("settings", "failed", str(error), exit_code=error.exit_code)]
@@ -143,9 +145,11 @@ def check(config: ConfigFile = None, as_json: AsJson = False) -> None:
             "settings": _settings_document(loaded) if loaded else None,
             "checks": [asdict(result) for result in results],
         }
-        typer.echo(json.dumps(document, indent=2))
+        said = json.dumps(document, indent=2)
     else:
-        typer.echo(render_results(results))
+        said = render_results(results)
+    with whoever_reads():
+        typer.echo(said)
     raise typer.Exit(exit_code)
 
 

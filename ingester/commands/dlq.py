@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,11 +42,11 @@ from ingester.commands.letter_report import (
 )
 from ingester.commands.redrive import redrive
 from ingester.config import load
-from ingester.core.letters import Choice, Source
+from ingester.core.letters import Choice, Letter, Source
 from ingester.core.record import TopicPartition
 from ingester.errors import UsageError
 from ingester.settings import LedgerSettings
-from ingester.tables import PrintedTable
+from ingester.tables import CsvTable, PrintedTable
 
 dlq = typer.Typer(
     help="Look at dead letters, and send them again.",
@@ -209,16 +209,16 @@ def _settings(config: Path | None) -> LedgerSettings:
 
 async def _list(settings: LedgerSettings, choice: Choice, *, as_json: bool) -> None:
     letters = await opened(settings, choice)
-    found = letters.read(choice)
-    if as_json:
-        await _print_array(document(letter) async for letter in found)
-        _warn(letters)
-        return
-    now = datetime.now(UTC)
-    table = PrintedTable(HEADINGS)
-    async for letter in found:
-        table.add(row(letter, now))
-    table.end()
+    async with aclosing(letters.read(choice)) as found:
+        if as_json:
+            await _print_array(found)
+            _warn(letters)
+            return
+        now = datetime.now(UTC)
+        table = PrintedTable(HEADINGS)
+        async for letter in found:
+            table.add(row(letter, now))
+        table.end()
     if not table.rows_count:
         sys.stdout.write(f"No dead letter of {', '.join(settings.topics)} is like that.\n")
     _warn(letters)
@@ -260,24 +260,25 @@ async def _stats(settings: LedgerSettings, choice: Choice, *, as_json: bool) -> 
 
 async def _export(settings: LedgerSettings, choice: Choice, *, as_csv: bool) -> None:
     letters = await opened(settings, choice)
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    table = CsvTable(sys.stdout)
     if as_csv:
-        writer.writerow(CSV_COLUMNS)
-    async for letter in letters.read(choice):
-        if as_csv:
-            writer.writerow(csv_row(letter))
-        else:
-            print_json(whole(letter))
+        table.add(CSV_COLUMNS)
+    async with aclosing(letters.read(choice)) as found:
+        async for letter in found:
+            if as_csv:
+                table.add(csv_row(letter))
+            else:
+                print_json(whole(letter))
     _warn(letters)
 
 
-async def _print_array(documents: AsyncIterator[Mapping[str, object]]) -> None:
+async def _print_array(letters: AsyncIterator[Letter]) -> None:
     """Print one document of any length, an element at a time."""
     output = sys.stdout.buffer
     output.write(b'{"letters":[')
     separator = b""
-    async for each in documents:
-        output.write(separator + msgspec.json.encode(each))
+    async for each in letters:
+        output.write(separator + msgspec.json.encode(document(each)))
         separator = b",\n"
     output.write(b"]}\n")
 

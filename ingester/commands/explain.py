@@ -33,6 +33,7 @@ from ingester.core.receipt import Receipt
 from ingester.core.record import Record, TopicPartition
 from ingester.errors import EXIT_MISMATCH, EXIT_OK, EXIT_PENDING, ConfigurationError, UsageError
 from ingester.kafka.range import RangeReader
+from ingester.output import whoever_reads
 from ingester.settings import HealthSettings
 
 _TARGET = re.compile(r"(?P<topic>[^:]+):(?P<partition>\d{1,9}):(?P<offset>\d{1,18})", re.ASCII)
@@ -148,13 +149,14 @@ async def _explain_offset(
     worker: WorkerStatus | str | None = None
     if account.fate not in FINAL and url is not None:
         worker = await worker_status(url)
-    if as_json:
-        print_json(document(account, worker, url, with_record=with_record))
-    else:
-        said = [*lines(account, worker, url)]
-        if with_record:
-            said += record_lines(account.record)
-        sys.stdout.write("\n".join(said) + "\n")
+    with whoever_reads():
+        if as_json:
+            print_json(document(account, worker, url, with_record=with_record))
+        else:
+            said = [*lines(account, worker, url)]
+            if with_record:
+                said += record_lines(account.record)
+            sys.stdout.write("\n".join(said) + "\n")
     return _exit_code(account)
 
 

@@ -22,6 +22,7 @@ from ingester.config import load
 from ingester.core.record import TopicPartition
 from ingester.errors import EXIT_MISMATCH, EXIT_OK, EXIT_PENDING, ConfigurationError, UsageError
 from ingester.kafka.admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
+from ingester.output import whoever_reads
 from ingester.pacspace import PATHLESS_KEYS
 
 _SCOPE = re.compile(r"(?P<topic>[^:]+)(:(?P<partition>\d{1,9}))?", re.ASCII)
@@ -80,10 +81,11 @@ def reconcile(
         )
     asked = [_parse(settings, each) for each in scope or ()]
     found = asyncio.run(_reconcile(settings, asked, key or None, account, from_topic=from_topic))
-    if as_json:
-        sys.stdout.buffer.write(msgspec.json.encode(document(found)) + b"\n")
-    else:
-        sys.stdout.write("\n".join(lines(found)) + "\n")
+    with whoever_reads():
+        if as_json:
+            sys.stdout.buffer.write(msgspec.json.encode(document(found)) + b"\n")
+        else:
+            sys.stdout.write("\n".join(lines(found)) + "\n")
     if code := _EXIT_CODES[found.verdict]:
         raise typer.Exit(code)
 

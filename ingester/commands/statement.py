@@ -29,6 +29,7 @@ from ingester.core.statement import Occasion, Settlement, Settlements, Statement
 from ingester.errors import EXIT_MISMATCH, EXIT_OK, EXIT_PENDING, ConfigurationError, UsageError
 from ingester.kafka.client import offsets_since
 from ingester.kafka.range import RangeReader, stream
+from ingester.output import whoever_reads
 from ingester.progress import bar
 
 _EXIT_CODES = {"agreed": EXIT_OK, "discrepancy": EXIT_MISMATCH, "pending": EXIT_PENDING}
@@ -81,12 +82,13 @@ def statement(
             "INGESTER_RECEIPTS is off: nothing is written that proves what is settled."
         )
     found = asyncio.run(_stated(settings, account, begin, end))
-    if as_json:
-        sys.stdout.buffer.write(msgspec.json.encode(document(found)) + b"\n")
-    elif as_csv:
-        write_csv(rows(found), sys.stdout)
-    else:
-        sys.stdout.write("\n".join(lines(found)) + "\n")
+    with whoever_reads():
+        if as_json:
+            sys.stdout.buffer.write(msgspec.json.encode(document(found)) + b"\n")
+        elif as_csv:
+            write_csv(rows(found), sys.stdout)
+        else:
+            sys.stdout.write("\n".join(lines(found)) + "\n")
     if as_csv:
         sys.stderr.writelines(f"{remark}\n" for remark in found.remarks)
     if code := _EXIT_CODES[found.verdict]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from typing import Final, Literal, TextIO
 from ingester.core.agreement import Agreement, KeyResult
 from ingester.core.audit import DISCREPANCIES, Finding
 from ingester.core.statement import Line, Statement, Tally
-from ingester.tables import Table, harmless
+from ingester.tables import CsvTable, Table, harmless
 
 _COLUMNS: Final = (
     "key",
@@ -129,9 +128,10 @@ def rows(found: Account) -> Iterator[list[str]]:
 
 def write_csv(table: Iterator[list[str]], out: TextIO) -> None:
     """Write the rows below their headings."""
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows(table)
+    written = CsvTable(out)
+    written.add(_COLUMNS)
+    for row in table:
+        written.add(row)
 
 
 def _moment(milliseconds: int) -> str:

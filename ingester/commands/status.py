@@ -16,6 +16,7 @@ from ingester.commands.overview_report import document, lines, needs
 from ingester.config import load
 from ingester.errors import EXIT_MISMATCH, UnavailableError, UsageError
 from ingester.option import Address, parse_address
+from ingester.output import whoever_reads
 
 _CLEAR: Final = "\x1b[H\x1b[2J"  # home, and erase the screen
 
@@ -57,7 +58,8 @@ def status(
     if watch is not None:
         asyncio.run(_watch(settings, addresses, watch, as_json=as_json))
     seen = asyncio.run(overview(settings, addresses))
-    sys.stdout.write(_said(seen, as_json=as_json))
+    with whoever_reads():
+        sys.stdout.write(_said(seen, as_json=as_json))
     if any(needs(seen)):
         raise typer.Exit(EXIT_MISMATCH)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
 
 import aiokafka
@@ -34,17 +34,20 @@ _NEAR_OFFSETS: Final = 20_000  # to read on over so many takes less time than to
 
 async def stream(
     settings: KafkaSettings, extents: Mapping[TopicPartition, Range]
-) -> AsyncIterator[tuple[TopicPartition, Sequence[Record]]]:
+) -> AsyncGenerator[tuple[TopicPartition, Sequence[Record]]]:
     """Yield what the log has of one range of each partition, in lists, in the order of each.
 
     Records that cannot be read are left out, and those of their record batch behind them.
-    UnavailableError when Kafka does not answer for long.
+    Whoever may not take all of it closes it. UnavailableError when Kafka does not answer for long.
     """
     ranges = {aiokafka.TopicPartition(*name): (at, end) for name, (at, end) in extents.items()}
     if not any(at < end for at, end in ranges.values()):
         return
-    async with _lists_reader(settings, extents) as consumer:
-        async for each in _lists(consumer, ranges):
+    async with (
+        _lists_reader(settings, extents) as consumer,
+        aclosing(_lists(consumer, ranges)) as lists,
+    ):
+        async for each in lists:
             yield each
 
 
@@ -62,9 +65,10 @@ async def read_to_end(
     async with _lists_reader(settings, starts) as consumer:
         ends = await consumer.end_offsets(list(asked))
         ranges = {name: (at, ends[name]) for name, at in asked.items()}
-        async for place, records in _lists(consumer, ranges, pass_damaged=False):
-            for record in records:
-                yield place, record
+        async with aclosing(_lists(consumer, ranges, pass_damaged=False)) as lists:
+            async for place, records in lists:
+                for record in records:
+                    yield place, record
 
 
 @asynccontextmanager
@@ -89,7 +93,7 @@ async def _lists(
     ranges: Mapping[aiokafka.TopicPartition, Range],
     *,
     pass_damaged: bool = True,
-) -> AsyncIterator[tuple[TopicPartition, Sequence[Record]]]:
+) -> AsyncGenerator[tuple[TopicPartition, Sequence[Record]]]:
     ends = {name: end for name, (at, end) in ranges.items() if at < end}
     consumer.assign(list(ends))
     for name in ends:

@@ -261,3 +261,42 @@ async def test_the_readme_can_be_typed(
     assert "2 keys: 2 agreed" in table
     assert (tmp_path / "compared.csv").read_text().count(",agreed,") == 2
     assert "2 keys: 2 read" in of_account
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [
+        (("k", "--expect", "7"), 1),
+        (("k", "--expect", "7", "--json"), 1),
+        (("--keys-from", "sums.csv"), 1),
+        (("k",), 0),
+    ],
+)
+def test_a_verdict_is_the_exit_code_though_nobody_reads_it(
+    simulator: Simulator,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    exit_code: int,
+    unbuffered: str,
+) -> None:
+    """As with `| true`; sums are compared to the last, which here is the one that differs."""
+    write(simulator, {"k": 5, "l": 6})
+    verified(simulator, "l")
+    (tmp_path / "sums.csv").write_text("l,6\n" * 500 + "k,7\n")
+    gone = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    gone.wait()
+    assert gone.stdin is not None
+
+    ended = subprocess.run(
+        [COMMAND, "balance", *arguments],
+        stdout=gone.stdin.fileno(),
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env=environment({**simulator.settings(), "PYTHONUNBUFFERED": unbuffered}),
+        cwd=tmp_path,
+    )
+
+    gone.stdin.close()
+    assert (ended.returncode, ended.stderr) == (exit_code, "")

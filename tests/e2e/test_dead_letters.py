@@ -20,7 +20,7 @@ from ingester.local_kafka import LocalKafka
 from tests.conftest import TopicFactory
 from tests.support.dead_letters import CLOSED, DAY, FIRST_TIMESTAMP, mixed, produce_all, said
 from tests.support.kafka import produce, read_all
-from tests.support.processes import COMMAND, Ingesters
+from tests.support.processes import COMMAND, Ingesters, environment
 from tests.support.simulator import Simulator
 from tests.support.workers import Group, totals, usage
 
@@ -217,6 +217,37 @@ async def test_csv_can_be_read_back(kafka: LocalKafka, topic: TopicFactory, dlq:
     assert rows[1]["recordKeyBase64"] == "/w=="
     assert rows[0]["value"] == '{"key":"k-0","accountId":"a-0","bits":"1"}'
     assert json.loads(rows[0]["headers"])[0] == {"name": "own", "value": "1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"), [("list > /dev/full", 74), ("export | head -c 10", 0)]
+)
+async def test_output_that_ends_early_leaves_nothing_behind(
+    kafka: LocalKafka, topic: TopicFactory, arguments: str, exit_code: int
+) -> None:
+    """No word of what was still being read, be it on a full disk or as with `head`."""
+    name = await topic(1)
+    letters = await topic(1, name=f"{name}.dead-letters")
+    for offset in range(3):  # more than fits into a pipe
+        values = [b"x" * 3000] * 300
+        await produce(kafka.bootstrap_servers, letters, values, headers=said(name, offset))
+    settings = {
+        "INGESTER_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+        "INGESTER_TOPIC": name,
+    }
+
+    ended = await asyncio.to_thread(
+        subprocess.run,
+        ["bash", "-c", f"set -o pipefail; '{COMMAND}' dlq {arguments}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(settings),
+    )
+
+    assert ended.returncode == exit_code
+    remarks = [line for line in ended.stderr.splitlines() if "the output cannot be" not in line]
+    assert remarks == []
 
 
 async def test_records_of_others_are_left_out_aloud(
