@@ -40,6 +40,8 @@ class Audit:
     bits: dict[str, int] = field(default_factory=dict)
     """By key, over all topics: what receipts say that PacSpace has."""
     keys_in_scope: set[str] = field(default_factory=set)
+    bits_again: dict[str, int] = field(default_factory=dict)
+    """By key, over all topics: what of these replays have counted again by force."""
     log_bits: dict[str, int] | None = None
     """By key, over all topics: what the log says, where it was read."""
     foreign: Counter[TopicPartition] = field(default_factory=Counter)
@@ -167,7 +169,7 @@ class Auditor:
             if cut and not note.forced:
                 boundaries[entry.source] = max(boundaries.get(entry.source, 0), note.next_offset)
             redriven = entry.source.topic in self._letter_topics
-            if audit.log_bits is not None and (cut or note.forced or redriven):
+            if audit.log_bits is not None and not note.forced and (cut or redriven):
                 self._add(audit.log_bits, note.bits_by_key)
         return boundaries
 
@@ -192,6 +194,8 @@ class Auditor:
 
     def _count(self, audit: Audit, source: TopicPartition, receipt: Receipt) -> None:
         self._add(audit.bits, receipt.bits_by_key)
+        if receipt.forced:
+            self._add(audit.bits_again, receipt.bits_by_key)
         if self._scope is not None and source in self._scope:
             audit.keys_in_scope.update(receipt.bits_by_key)
 

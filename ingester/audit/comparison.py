@@ -91,6 +91,7 @@ class Comparison:
             None if audit.log_bits is None else audit.log_bits.get(key, 0),
             known.current_bits if known else None,
             known.verified if known else False,
+            again=audit.bits_again.get(key, 0),
         )
         if result.status == "agreed":
             self.agreed += 1
@@ -110,10 +111,13 @@ class Comparison:
         for bits_by_key in moved.values():
             for key in bits_by_key.keys() & self.results.keys():
                 self.results[key] = self.results[key].widened(bits_by_key[key])
-        sums = [self._audit.bits, self._audit.log_bits or {}]
+        audit = self._audit
         for receipt in receipts:
+            beside = audit.bits_again if receipt.forced else audit.log_bits or {}
             for key, bits in receipt.bits_by_key.items():
-                for each in sums:
+                if receipt.forced:
+                    beside.setdefault(key, 0)
+                for each in (audit.bits, beside):
                     if key in each:
                         each[key] += bits
 

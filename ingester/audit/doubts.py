@@ -243,6 +243,11 @@ def _replaying(claims: Mapping[TopicPartition, Replay]) -> Replaying:
     return Replaying(claim.name, selected, forced=claim.forced)
 
 
+def halts_of(found: Sequence[Standing]) -> Sequence[str]:
+    """Say which partitions no worker goes on with, and why."""
+    return [f"{each.name}: {each.start.halt_reason}" for each in found if each.start.halt_reason]
+
+
 async def looked_into(settings: KafkaSettings, standing: Standing) -> Standing:
     """Read on where it goes on, if nothing else holds the partition up, to see if that is possible.
 

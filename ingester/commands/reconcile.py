@@ -15,7 +15,7 @@ import typer
 from ingester.arguments import AsJson, ConfigFile
 from ingester.audit.auditing import Audit, Auditor
 from ingester.audit.comparison import AuditSettings, Comparison, trails
-from ingester.audit.doubts import Standing, standings
+from ingester.audit.doubts import Standing, halts_of, standings
 from ingester.audit.under_way import of_group
 from ingester.commands.reconcile_report import Reconciliation, document, lines
 from ingester.config import load
@@ -119,6 +119,10 @@ async def _reconcile(
     compared = Comparison(settings, auditor, audit, account)
     await compared.compare(_keys_of(audit, scope, keys), before)
     results = sorted(compared.results.values())
+    if account is not None and not results and not compared.agreed:
+        raise UsageError(
+            f"no key of the receipts is the account {account}'s, says PacSpace: is it right?"
+        )
     return Reconciliation(
         settings.group_id,
         audit,
@@ -126,9 +130,7 @@ async def _reconcile(
         compared.agreed,
         results,
         await trails(settings, audit, results),
-        halts=[
-            f"{each.name}: {each.start.halt_reason}" for each in found if each.start.halt_reason
-        ],
+        halts=halts_of(found),
         unaskable=sorted(audit.bits.keys() & set(PATHLESS_KEYS)),
     )
 
@@ -160,6 +162,8 @@ def _keys_of(
     audit: Audit, scope: Collection[TopicPartition] | None, keys: Sequence[str] | None
 ) -> list[str]:
     if keys is not None:
+        if not set(keys) - set(PATHLESS_KEYS):
+            raise UsageError(f"PacSpace cannot be asked for the balance of {keys[0]!r}")
         return list(dict.fromkeys(keys))
     known = dict.fromkeys([*audit.bits, *(audit.log_bits or ())])
     return [key for key in known if scope is None or key in audit.keys_in_scope]

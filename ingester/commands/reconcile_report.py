@@ -103,7 +103,7 @@ def _totals(found: Reconciliation) -> Iterator[str]:
         return
     keys = found.agreed + len(results)
     yield f"Totals: {len(results)} of {keys} keys do not agree (yet)."
-    kafka = () if found.audit.log_bits is None else ("KAFKA",)
+    kafka = () if found.audit.log_bits is None else ("KAFKA", "COUNTED AGAIN")
     headings = ("KEY", "ACCOUNT", *kafka, "RECEIPTS", "PACSPACE", "DIFFERENCE", "STATUS")
     yield from Table(headings).lines([*_key_rows(found)])
     if len(results) > _SHOWN_MAX:
@@ -120,7 +120,7 @@ def _key_rows(found: Reconciliation) -> Iterator[tuple[str, ...]]:
         yield (
             harmless(each.key),
             harmless(each.account or "-"),
-            *(() if each.log is None else (str(each.log),)),
+            *(() if each.log is None else (str(each.log), str(each.again))),
             str(each.receipts),
             "-" if each.balance is None else str(each.balance),
             f"{each.difference:+d}",
@@ -131,7 +131,7 @@ def _key_rows(found: Reconciliation) -> Iterator[tuple[str, ...]]:
 def _words(result: KeyResult) -> str:
     if result.status == "pending":
         return "pending: under way" if result.verified else "pending: not verified yet"
-    return {"unknown_key": "unknown to PacSpace"}.get(result.status, result.status)
+    return result.status
 
 
 def _remarks(found: Reconciliation) -> Iterator[str]:
@@ -145,7 +145,11 @@ def _remarks(found: Reconciliation) -> Iterator[str]:
 
 def _verdict(found: Reconciliation) -> str:
     if found.verdict == "agreed":
-        return "All agree: Kafka, the receipts and PacSpace."
+        again = any(each.kind == "counted_again" for each in found.findings)
+        kafka = "Kafka with what was counted again by force" if again else "Kafka"
+        if found.unaskable:
+            return f"What can be compared agrees: {kafka}, the receipts and PacSpace."
+        return f"All agree: {kafka}, the receipts and PacSpace."
     if found.verdict == "pending":
         return "Nothing differs, and something is pending: run it again later."
     return "They do not agree. `ingester explain` says what became of a record at an offset above."
@@ -200,6 +204,7 @@ def _key_document(result: KeyResult, trail: KeyTrail | None) -> dict[str, object
         "status": result.status,
         "receiptsBits": result.receipts,
         "kafkaBits": result.log,
+        "countedAgainBits": result.again,
         "currentBits": result.balance,
         "difference": result.difference,
         "verified": result.verified,

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -16,16 +17,17 @@ from ingester.arguments import AsJson, ConfigFile, moment
 from ingester.audit.auditing import Audit, Auditor
 from ingester.audit.books import dead_letters
 from ingester.audit.comparison import AuditSettings, Comparison
-from ingester.audit.doubts import standings
+from ingester.audit.doubts import halts_of, standings
 from ingester.audit.under_way import of_group
 from ingester.commands.statement_report import Account, document, lines, rows, write_csv
 from ingester.config import load
 from ingester.core.event import Decode, UsageEvent, event_decoder
-from ingester.core.letters import SourceOffsets
+from ingester.core.letters import SourceOffsets, peeked
 from ingester.core.mapping import corrected_decoder, correction_of
+from ingester.core.ranges import holds, merged
 from ingester.core.receipt import Note, Receipt, Replay
 from ingester.core.record import Record, TopicPartition
-from ingester.core.statement import Occasion, Settlement, Settlements, Statement
+from ingester.core.statement import Occasion, Settlement, Settlements, Statement, Tally
 from ingester.errors import EXIT_MISMATCH, EXIT_OK, EXIT_PENDING, ConfigurationError, UsageError
 from ingester.kafka.client import offsets_since
 from ingester.kafka.range import RangeReader, stream
@@ -66,8 +68,9 @@ def statement(
       ingester statement --account acme --from 2025-06-01 --to 2025-07-01 --csv > acme-2025-06.csv
       ingester statement --account acme --from 2025-06-10T00:00:00Z --to 2025-06-11T00:00:00Z --json
 
-    Exit codes: 0 complete, and both parties agree; 1 incomplete, or a key's balance differs; 2 some
-    of it is not settled or not verified yet; 64 the command line; 69 Kafka or PacSpace cannot be
+    Exit codes: 0 both parties agree, and nothing waits; 1 incomplete, a key's balance differs, or
+    the receipts do not cover each record once; 2 some of it is not settled or not verified yet, or
+    a partition has halted; 64 the command line, or no such account; 69 Kafka or PacSpace cannot be
     reached, or there are no receipts; 77 one of them refuses the credentials; 78 the settings.
     """
     if begin >= end:
@@ -104,9 +107,23 @@ async def _stated(settings: AuditSettings, account: str, begin: datetime, end: d
     proofs.sort()
     stated = Statement(account, _milliseconds(begin), _milliseconds(end))
     lost = await _read(settings, stated, audit, proofs)
+    if stated.is_empty and not lost and not await _is_known(settings, account, audit, proofs):
+        raise UsageError(
+            f"no event of the account {account} is in the log of {', '.join(settings.topics)} or in"
+            " its dead letters, whatever the period: is it right?"
+        )
     compared = Comparison(settings, auditor, audit, None)
     await compared.compare(list(stated.lines), before)
-    return Account(stated, audit.bits, compared.results, audit.findings, lost, datetime.now(UTC))
+    return Account(
+        stated,
+        audit.bits,
+        compared.results,
+        [*audit.findings, *compared.doubts],
+        lost,
+        datetime.now(UTC),
+        halts=halts_of(found),
+        claims=proofs.claims,
+    )
 
 
 class _Proofs:
@@ -121,23 +138,39 @@ class _Proofs:
         self._unknown_members = settings.unknown_members
         self._decode: Decode = event_decoder(settings.unknown_members)
         self._decode_redriven: dict[str | None, Decode] = {}
+        self._recounted: defaultdict[TopicPartition, dict[str, Settlements]] = defaultdict(dict)
+        # By replay: receipts of what was counted again by force.
+        self.claims: dict[str, Replay] = {}
+        """Of replays that count by force, by name."""
 
     def watch(self, source: TopicPartition, note: Note) -> None:
         """Take a note, in any order."""
         of_letters = source.topic in self.letter_topics
         if isinstance(note, Replay):
+            if note.forced:
+                self.claims.setdefault(note.name, note)
             correction = correction_of(note.sets, note.removes)
             self._decode_redriven[note.name] = corrected_decoder(self._unknown_members, correction)
-        elif isinstance(note, Receipt) and (note.items if of_letters else not note.forced):
-            redrive = note.replay if of_letters else None
-            settlements = self._settled[source].setdefault(redrive, Settlements())
+        elif isinstance(note, Receipt) and (note.items or not of_letters):
+            if note.forced and not of_letters:
+                settlements = self._recounted[source].setdefault(note.replay or "", Settlements())
+            else:
+                redrive = note.replay if of_letters else None
+                settlements = self._settled[source].setdefault(redrive, Settlements())
             settlements.add(Settlement(*note.range, note.settled_at_ms))
 
     def sort(self) -> None:
         """Make ready to be asked."""
-        for by_redrive in self._settled.values():
-            for each in by_redrive.values():
-                each.sort()
+        in_all = [each for by in self._settled.values() for each in by.values()]
+        in_all += [each for by in self._recounted.values() for each in by.values()]
+        for each in in_all:
+            each.sort()
+
+    def recounts_of(self, name: TopicPartition, offset: int) -> Iterator[str]:
+        """Name the replays that have counted a record again by force."""
+        for replay, settlements in self._recounted[name].items():
+            if settlements.of(offset):
+                yield replay
 
     def of(self, name: TopicPartition, offset: int) -> tuple[Settlement, Decode] | None:
         """Return how a record, or a dead letter, was settled and read; None while it is not."""
@@ -153,9 +186,15 @@ async def _read_redriven(
     """Take the events of redriven letters, as they were sent; return what is redriven, and dead."""
     redriven, dead = SourceOffsets(), SourceOffsets()
     logs = {name: each for name, each in audit.logs.items() if name.topic in proofs.letter_topics}
+    as_it_is = event_decoder(settings.unknown_members)
     async for place, record, origin in dead_letters(settings, logs, settings.topics):
-        dead.add(origin.partition, origin.offset)
+        is_new = dead.add(origin.partition, origin.offset)
         proof = proofs.of(place, record.offset)
+        if stated.covers(record.timestamp) and not isinstance(as_it_is(record.value), tuple):
+            named, _ = peeked(record.value)
+            was_counted = not is_new and not redriven.holds(origin.partition, origin.offset)
+            change = int(is_new) if proof is None else -int(was_counted)
+            stated.add_broken(named, origin.code, change)
         if proof is None:
             continue
         redriven.add(origin.partition, origin.offset)
@@ -179,6 +218,9 @@ async def _read(
     redriven, dead = await _read_redriven(settings, stated, audit, proofs)
     since = await offsets_since(settings, dict.fromkeys(audit.scope, stated.begin_ms))
     extents = {name: (max(since[name], audit.logs[name][0]), audit.logs[name][1]) for name in since}
+    skipped = {
+        name: merged(each.range for each in audit.partitions[name].skipped) for name in since
+    }
     with bar("records read", sum(end - at for at, end in extents.values())) as advance:
         async for name, records in stream(settings, extents):
             for record in records:
@@ -189,8 +231,15 @@ async def _read(
                 if isinstance(decoded, tuple) and _is_of(stated, decoded[0], record):
                     occasion = Occasion(record.timestamp, name, offset)
                     settlement, _ = proofs.of(name, offset) or (None, None)
-                    is_dead = dead.holds(name, offset)
-                    stated.add(decoded[0], occasion, settlement, dead=is_dead)
+                    stated.add(
+                        decoded[0],
+                        occasion,
+                        settlement,
+                        dead=dead.holds(name, offset),
+                        skipped=holds(skipped[name], offset),
+                    )
+                    for replay in proofs.recounts_of(name, offset):
+                        stated.recounted.setdefault(replay, Tally()).add(decoded[0].bits)
             advance(len(records))
     return [
         f"the log of {name} begins at offset {begins}: retention has taken what was before, and"
@@ -198,6 +247,19 @@ async def _read(
         for name, (begins, ends) in ((name, audit.logs[name]) for name in audit.scope)
         if 0 < begins == since[name] and await _begins_within(settings, stated, name, begins, ends)
     ]
+
+
+async def _is_known(settings: AuditSettings, account: str, audit: Audit, proofs: _Proofs) -> bool:
+    """Whether a record or a dead letter of any time names the account."""
+    async for name, records in stream(settings, audit.logs):
+        for record in records:
+            if peeked(record.value)[0] == account:
+                return True
+            proof = proofs.of(name, record.offset) if name.topic in proofs.letter_topics else None
+            decoded = proof[1](record.value) if proof else None
+            if isinstance(decoded, tuple) and decoded[0].accountId == account:
+                return True
+    return False
 
 
 async def _begins_within(

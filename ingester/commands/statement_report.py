@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Literal, TextIO
 
 from ingester.core.agreement import Agreement, KeyResult
 from ingester.core.audit import DISCREPANCIES, Finding
+from ingester.core.receipt import Replay
 from ingester.core.statement import Line, Statement, Tally
+from ingester.pacspace import PATHLESS_KEYS
 from ingester.tables import CsvTable, Table, harmless
 
 _COLUMNS: Final = (
@@ -36,18 +38,24 @@ class Account:
     results: Mapping[str, KeyResult]
     """Keys whose balance does not agree."""
     findings: Sequence[Finding]
-    """What is wrong with the receipts altogether."""
+    """What is to be said of the receipts altogether, and of what is in doubt."""
     lost: Sequence[str]
     """Where retention may have taken events of the period."""
     made_at: datetime
+    halts: Sequence[str] = ()
+    """Partitions that no worker goes on with, and why."""
+    claims: Mapping[str, Replay] = field(default_factory=dict)
+    """Of replays that count by force, by name."""
 
     @property
     def verdict(self) -> Literal["agreed", "discrepancy", "pending"]:
         """The worst of all."""
         statuses = {each.status for each in self.results.values()}
-        if self.lost or statuses & {"mismatch", "unknown_key"}:
+        kinds = {each.kind for each in self.findings}
+        if self.lost or kinds & DISCREPANCIES or statuses & {"mismatch", "unknown_key"}:
             return "discrepancy"
-        return "pending" if statuses or self.statement.waiting.events else "agreed"
+        waits = self.statement.waiting.events or self.halts or "in_doubt" in kinds
+        return "pending" if statuses or waits else "agreed"
 
     @property
     def remarks(self) -> Sequence[str]:
@@ -61,21 +69,63 @@ class Account:
                 f"In the dead-letter topic, and in no line: {_counted(statement.refused)};"
                 " `ingester dlq list` shows them."
             )
+        said += self._letters_said()
+        if statement.skipped.events:
+            said.append(
+                f"Passed by somebody's decision, and in no line: {_counted(statement.skipped)};"
+                " `ingester reconcile` says who decided."
+            )
+        said += map(self._recount_said, statement.recounted)
         if any(each.kind in DISCREPANCIES for each in self.findings):
             said.append(
                 "The receipts do not cover each record once: `ingester reconcile` says where."
             )
+        said += [f"Halted: {each}." for each in self.halts]
+        if any(each.kind == "in_doubt" for each in self.findings):
+            said.append("A batch is in doubt: `ingester reconcile` says which.")
+        said += [
+            f"The balance of the key {key!r} cannot be asked for, and is not compared."
+            for key in self.not_asked
+        ]
         if statement.end_ms > self.made_at.timestamp() * 1000:
             said.append("The period has not ended yet.")
         return said
 
-    def agreement_on(self, key: str) -> Agreement:
+    def _letters_said(self) -> Iterator[str]:
+        statement = self.statement
+        if broken := statement.broken.total():
+            codes = ", ".join(f"{count} {code}" for code, count in (+statement.broken).items())
+            yield (
+                f"In the dead-letter topic, and in no line: {broken} records that are no usage"
+                f" event ({codes}); `ingester dlq list` shows them."
+            )
+        if statement.nameless:
+            yield (
+                f"In the dead-letter topic: {statement.nameless} records of the period that are no"
+                " usage event and name no account; `ingester dlq list` shows them."
+            )
+
+    def _recount_said(self, replay: str) -> str:
+        claim = self.claims.get(replay)
+        why = f"; by {claim.by}: {claim.reason}" if claim else ""
+        counted = _counted(self.statement.recounted[replay])
+        return f"Counted again by force, beside the lines, by the replay {replay}: {counted}{why}."
+
+    @property
+    def not_asked(self) -> Sequence[str]:
+        return sorted(self.statement.lines.keys() & set(PATHLESS_KEYS))
+
+    def agreement_on(self, key: str) -> Agreement | Literal["not_asked"]:
         """Whether PacSpace's balance of a key is what its receipts add up to."""
+        if key in PATHLESS_KEYS:
+            return "not_asked"
         result = self.results.get(key)
         return result.status if result else "agreed"
 
     def balance_of(self, key: str) -> int | None:
         """What PacSpace has of a key, whenever it was."""
+        if key in PATHLESS_KEYS:
+            return None
         result = self.results.get(key)
         return result.balance if result else self.bits[key]
 
@@ -103,7 +153,9 @@ def lines(found: Account) -> Iterator[str]:
     yield ""
     yield from found.remarks
     if found.verdict == "agreed":
-        yield "Complete, and both parties agree on the balance of each key."
+        complete = "Complete, and both" if statement.is_whole else "Both"
+        asked = " that can be asked for" if found.not_asked else ""
+        yield f"{complete} parties agree on the balance of each key{asked}."
     elif found.results:
         yield "The balances do not all agree (yet): `ingester reconcile` says more."
 
@@ -156,7 +208,7 @@ def document(found: Account) -> dict[str, object]:
         "to": _moment(statement.end_ms),
         "madeAt": _second(found.made_at),
         "verdict": found.verdict,
-        "complete": not found.lost,
+        "complete": statement.is_whole and not found.lost,
         "lines": [
             {
                 "key": line.key,
@@ -175,5 +227,13 @@ def document(found: Account) -> dict[str, object]:
         "totals": {"events": totals.events, "bits": totals.bits},
         "waiting": {"events": statement.waiting.events, "bits": statement.waiting.bits},
         "deadLetters": {"events": statement.refused.events, "bits": statement.refused.bits},
+        "deadLettersThatAreNoEvent": {**+statement.broken},
+        "deadLettersWithoutAccount": statement.nameless,
+        "skipped": {"events": statement.skipped.events, "bits": statement.skipped.bits},
+        "countedAgain": [
+            {"replay": replay, "events": tally.events, "bits": tally.bits}
+            for replay, tally in statement.recounted.items()
+        ],
+        "halted": found.halts,
         "remarks": found.remarks,
     }

@@ -27,6 +27,7 @@ FindingKind = Literal[
     "repeated",
     "skipped",
     "lost",
+    "counted_again",
 ]
 DISCREPANCIES: frozenset[FindingKind] = frozenset(
     {"gap", "counted_twice", "overlap", "dead_letters_differ", "dead_letter_without_receipt"}
@@ -66,6 +67,15 @@ class Cover:
         return overlaps
 
 
+@dataclass(slots=True)
+class Recount:
+    """What one replay has counted in a partition whatever had receipts."""
+
+    claim: Replay | None = None
+    cover: Cover = field(default_factory=Cover)
+    bits: int = 0
+
+
 class DeadOffsets:
     """The source offsets of one partition's dead letters, each once."""
 
@@ -95,7 +105,7 @@ class PartitionAudit:
     dead_letters_are_complete: bool = True
     """Whether the dead-letter topic still has its beginning."""
     covered: Cover = field(default_factory=Cover)
-    recounted: dict[str | None, Cover] = field(default_factory=dict)
+    recounts: dict[str | None, Recount] = field(default_factory=dict)
     """By replay: what was counted whatever had receipts."""
     skipped: list[Resolution] = field(default_factory=list)
     open_replays: dict[str, Replay] = field(default_factory=dict)
@@ -111,6 +121,8 @@ class PartitionAudit:
         match note:
             case Replay(state="started"):
                 self.open_replays[note.name] = note
+                if note.forced:
+                    self.recounts.setdefault(note.name, Recount()).claim = note
             case Replay():
                 self.open_replays.pop(note.name, None)
             case Resolution():
@@ -132,10 +144,12 @@ class PartitionAudit:
         A replay that counts once more has ground of its own; after a crash it may have a second
         receipt of the same.
         """
-        covered = self.covered
-        if receipt.forced:
-            covered = self.recounted.setdefault(receipt.replay, Cover())
-        return not covered.add(*receipt.range)
+        if not receipt.forced:
+            return not self.covered.add(*receipt.range)
+        recount = self.recounts.setdefault(receipt.replay, Recount())
+        is_new = not recount.cover.add(*receipt.range)
+        recount.bits += receipt.bits if is_new else 0
+        return is_new
 
     def _compare_dead_letters(self, receipt: Receipt) -> None:
         range_ = receipt.range
@@ -169,6 +183,8 @@ class PartitionAudit:
                     range_,
                     "dead letters that no receipt covers, below the committed offset",
                 )
+        for replay, recount in self.recounts.items():
+            self._remark_recount(replay, recount)
         begins = min([log_begins, *(each[0] for each in self.covered.ranges[:1])])
         open_ground = subtracted([(begins, committed)], merged([*self.covered.ranges, *skipped]))
         for range_ in intersected(open_ground, [(0, log_begins)]):
@@ -179,6 +195,16 @@ class PartitionAudit:
                 " were records",
             )
         return intersected(open_ground, [(log_begins, committed)]) if committed > log_begins else []
+
+    def _remark_recount(self, replay: str | None, recount: Recount) -> None:
+        ranges, claim = recount.cover.ranges, recount.claim
+        if ranges:
+            why = f"; by {claim.by}: {claim.reason}" if claim else ""
+            self._find(
+                "counted_again",
+                (ranges[0][0], ranges[-1][1]),
+                f"by force, by the replay {replay}, {recount.bits} bits{why}",
+            )
 
     def found_gap(self, range_: Range, records: int) -> None:
         """Take note of records that nothing covers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -117,6 +118,14 @@ class Statement:
     """Without a receipt: not settled yet."""
     refused: Tally = field(default_factory=Tally)
     """In the dead-letter topic, and not redriven."""
+    skipped: Tally = field(default_factory=Tally)
+    """Passed by somebody's decision, without a receipt."""
+    recounted: dict[str, Tally] = field(default_factory=dict)
+    """By replay: what was counted again by force, in the lines or not."""
+    broken: Counter[str] = field(default_factory=Counter)
+    """By code: dead letters that are no usage event, and name the account."""
+    nameless: int = 0
+    """Dead letters that are no usage event, and name no account."""
 
     def covers(self, timestamp_ms: int) -> bool:
         """Whether a moment is in the period, whose end is not."""
@@ -129,6 +138,7 @@ class Statement:
         settlement: Settlement | None,
         *,
         dead: bool = False,
+        skipped: bool = False,
         sent_from: TopicPartition | None = None,
     ) -> None:
         """Take an event of the account and the period.
@@ -138,6 +148,8 @@ class Statement:
         """
         if dead:
             self.refused.add(event.bits)
+        elif settlement is None and skipped:
+            self.skipped.add(event.bits)
         elif settlement is None:
             self.waiting.add(event.bits)
         else:
@@ -146,6 +158,29 @@ class Statement:
                 moment = settlement.settled_at_ms
                 line = self.lines[event.key] = Line(event.key, occasion, occasion, moment, moment)
             line.add(event.bits, occasion, settlement, sent_from or occasion.partition)
+
+    def add_broken(self, account: str | None, code: str, count: int) -> None:
+        """Take dead letters of the period that are no usage event; a negative count takes back."""
+        if account is None:
+            self.nameless += count
+        elif account == self.account:
+            self.broken[code] += count
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything of the account and the period is in a line, as far as is known."""
+        return not (self._beside or self.nameless)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of the account was met in the period."""
+        return not (self.lines or self._beside)
+
+    @property
+    def _beside(self) -> int:
+        """How much is in no line."""
+        tallies = (self.waiting, self.refused, self.skipped)
+        return sum(each.events for each in tallies) + self.broken.total()
 
     @property
     def totals(self) -> Tally:

@@ -221,7 +221,7 @@ async def test_a_key_that_pacspace_does_not_know_is_named(
 
     assert {each["status"] for each in found["keys"]} == {"unknown_key"}
     assert len(found["keys"]) == 7
-    assert "unknown to PacSpace" in reconcile(settled, exit_code=1).stdout
+    assert "unknown_key" in reconcile(settled, exit_code=1).stdout
 
 
 async def test_offsets_that_were_committed_without_a_receipt_are_a_gap(
@@ -405,7 +405,23 @@ async def test_redriven_and_replayed_bits_count(
 
     for arguments in ([], ["--from-topic"]):
         found = told(reconcile, settled, *arguments)
-        assert (found["verdict"], found["findings"]) == ("agreed", [])
+        assert found["verdict"] == "agreed"
+        (again,) = found["findings"]
+        assert (again["kind"], again["firstOffset"], again["nextOffset"]) == (
+            "counted_again",
+            0,
+            50,
+        )
+        assert again["detail"] == "by force, by the replay again, 13 bits"
+    said = reconcile(settled).stdout
+    assert said.endswith(
+        "All agree: Kafka with what was counted again by force, the receipts and PacSpace.\n"
+    )
+    write(simulator, {"key": "usage-2", "accountId": "a", "bits": 1})
+    (key,) = told(reconcile, settled, "--from-topic", exit_code=1)["keys"]
+    own = totals(EVENTS)["usage-2"]["bits"]
+    assert (key["kafkaBits"], key["countedAgainBits"]) == (own, 13)
+    assert (key["receiptsBits"], key["currentBits"]) == (own + 13, own + 14)
 
 
 async def test_beside_a_busy_worker_nothing_differs(
@@ -434,6 +450,8 @@ async def test_beside_a_busy_worker_nothing_differs(
         (["other"], 64, "is none of INGESTER_TOPIC"),
         (["{topic}:9"], 64, "has committed nothing of {topic}:9"),
         (["{topic}:x"], 64, "should be TOPIC or TOPIC:PARTITION"),
+        (["--account", "nobody"], 64, "no key of the receipts is the account nobody's"),
+        (["--key", "."], 64, "cannot be asked for the balance of '.'"),
     ],
 )
 async def test_what_cannot_be_asked_is_said(

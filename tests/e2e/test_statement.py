@@ -15,8 +15,11 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
 
+from ingester.core.intent import Ledger, encode
 from tests.conftest import TopicFactory
-from tests.support.kafka import admin, produce
+from tests.support.bookkeeping import dead_letter_headers
+from tests.support.kafka import admin, produce, read_all
+from tests.support.planted_commits import plant
 from tests.support.processes import Ingesters
 from tests.support.simulator import Simulator
 from tests.support.workers import Event, Group
@@ -87,7 +90,7 @@ async def test_a_statement_has_what_the_period_has(settled: Group, state: State)
 
     found = told(state, settled)
 
-    assert (found["verdict"], found["complete"]) == ("agreed", True)
+    assert (found["verdict"], found["complete"]) == ("agreed", False)
     api, storage = found["lines"]
     assert (api["key"], api["events"], api["bits"]) == ("acme-api", 4, 67)
     assert (api["firstEvent"], api["lastEvent"]) == (f"{name}:0:1", f"{name}:0:5")
@@ -98,6 +101,9 @@ async def test_a_statement_has_what_the_period_has(settled: Group, state: State)
     said = state(settled, *JUNE).stdout
     assert "Statement of acme, 2025-06-01T00:00:00Z to 2025-07-01T00:00:00Z" in said
     assert "In the dead-letter topic, and in no line: 1 events, 5 bits" in said
+    assert said.endswith("\nBoth parties agree on the balance of each key.\n")
+    other = ("--account", "umbrella", *JUNE[2:])
+    said = state(settled, *other).stdout
     assert said.endswith("Complete, and both parties agree on the balance of each key.\n")
 
 
@@ -147,6 +153,119 @@ async def test_redriven_letters_are_stated_as_they_were_sent(
         {"events": 0, "bits": 0},
     )
     assert found["verdict"] == "agreed"
+    assert before["deadLettersThatAreNoEvent"] == {"missing_member": 1}
+    assert found["deadLettersThatAreNoEvent"] == {"missing_member": 1}
+
+
+async def test_dead_letters_that_are_no_event_are_said(settled: Group, state: State) -> None:
+    """Those that name the account, by code and each once, and those that name none."""
+    (name,) = settled.topics
+    at = moment("2025-06-12T00:00:00")
+    for offset, value in enumerate(
+        [b'{"key":"k","accountId":"acme","bits":"7"}'] * 2 + [b'{"accountId":"umbrella"}', b"torn"]
+    ):
+        headers = dead_letter_headers(name, 1, max(1, offset), "wrong_type")
+        letters = f"{name}.dead-letters"
+        await produce(settled.servers, letters, [value], headers=headers, timestamp_ms=at)
+
+    found = told(state, settled)
+
+    assert found["deadLettersThatAreNoEvent"] == {"wrong_type": 1}
+    assert found["deadLettersWithoutAccount"] == 1
+    assert "1 records that are no usage event (1 wrong_type)" in " ".join(found["remarks"])
+
+
+async def test_receipts_that_are_not_right_are_no_agreement(settled: Group, state: State) -> None:
+    """Exit code 1 where PacSpace has acknowledged a batch of whichever account twice."""
+    (name,) = settled.topics
+    first = json.loads((await read_all(settled.servers, f"{name}.receipts"))[0].value)
+    twice = first | {"batchId": "batch_other"}
+    await produce(settled.servers, f"{name}.receipts", [twice], partition=first["partition"])
+
+    said = state(settled, *JUNE, exit_code=1).stdout
+
+    assert "do not cover each record once" in said
+    assert "agree on" not in said
+
+
+async def test_a_halted_partition_is_no_agreement(settled: Group, state: State) -> None:
+    """Exit code 2, and why it has halted, although everything below is settled."""
+    (name,) = settled.topics
+    torn = encode(1, Ledger(0, [])) + "!"
+    await plant(settled.servers, settled.name, name, 1, torn, partition=1)
+
+    said = state(settled, *JUNE, exit_code=2).stdout
+
+    assert f"Halted: {name}:1: " in said
+    assert "agree on" not in said
+
+
+async def test_what_was_counted_again_by_force_is_said(
+    settled: Group, state: State, ingesters: Ingesters, tmp_path: Path
+) -> None:
+    """Beside the lines, with its bits, its name and its reason; the balance holds both."""
+    (name,) = settled.topics
+    again = ("--force", "--reason", "PacSpace lost it", "--save", str(tmp_path / "plan.json"))
+    ended = ingesters.run("replay", f"{name}:1:0-1", *again, settings=settled.settings())
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+    found = told(state, settled)
+
+    ((counted),) = found["countedAgain"]
+    assert (counted["events"], counted["bits"]) == (1, 40)
+    assert (found["lines"][0]["bits"], found["lines"][0]["currentBits"]) == (67, 208)
+    (remark,) = [each for each in found["remarks"] if "again by force" in each]
+    assert counted["replay"] in remark
+    assert "1 events, 40 bits" in remark
+    assert remark.endswith(": PacSpace lost it.")
+
+
+async def test_what_was_skipped_is_not_waited_for(settled: Group, state: State) -> None:
+    """It is in no line, said beside them, and not pending."""
+    (name,) = settled.topics
+    passed = event("acme-api", "acme", 9)
+    at = moment("2025-06-30T00:00:00")
+    await produce(settled.servers, name, [passed], partition=1, timestamp_ms=at)
+    note = {
+        "kind": "resolution", "topic": name, "partition": 1, "firstOffset": 1, "nextOffset": 2,
+        "decision": "skipped", "by": "ops", "reason": "a test", "decidedAt": "2025-07-01T00:00:00Z",
+    }  # fmt: skip
+    await produce(settled.servers, f"{name}.receipts", [note], partition=1)
+
+    found = told(state, settled)
+
+    assert found["skipped"] == {"events": 1, "bits": 9}
+    assert found["waiting"] == {"events": 0, "bits": 0}
+
+
+async def test_an_account_that_nobody_has_is_refused(settled: Group, state: State) -> None:
+    """Exit code 64; one that has used nothing in the period has a statement of nothing."""
+    other = ("--account", "acmee", *JUNE[2:])
+    assert "no event of the account acmee" in state(settled, *other, exit_code=64).stderr
+    before = ("--account", "acme", "--from", "2025-01-01", "--to", "2025-02-01")
+    assert json.loads(state(settled, *before, "--json").stdout)["lines"] == []
+
+
+async def test_a_balance_that_cannot_be_asked_for_is_not_said_to_agree(
+    group_of: GroupOf, topic: TopicFactory, state: State
+) -> None:
+    """No URL path carries the key `.`: its line says so."""
+    group = group_of(await topic(1))
+    (name,) = group.topics
+    at = moment("2025-06-30T00:00:00")
+    events = [event(".", "acme", 9), event("acme-api", "acme", 1)]
+    await produce(group.servers, name, events, partition=0, timestamp_ms=at)
+    worker = group.start()
+    await group.settled()
+    worker.process.terminate()
+    assert worker.process.wait() == 0
+
+    found = told(state, group)
+
+    lines = {each["key"]: each for each in found["lines"]}
+    assert (lines["."]["agreement"], lines["."]["currentBits"]) == ("not_asked", None)
+    assert lines["acme-api"]["agreement"] == "agreed"
+    assert "cannot be asked for" in found["remarks"][-1]
 
 
 async def test_a_statement_is_csv_as_well(settled: Group, state: State) -> None:
