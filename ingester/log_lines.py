@@ -10,6 +10,8 @@ from typing import Literal, TextIO, cast
 
 import structlog
 
+from ingester.settings import Settings
+
 _CLIENT_LINE_SECONDS = 10.0  # an outage is noticed in time, and does not fill the disk
 
 
@@ -46,6 +48,12 @@ def configure_logging(
         )
     )
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+
+
+def configure_command_logging(settings: Settings) -> None:
+    """The same for a command that shows how far it is: on a terminal warnings, unless told."""
+    is_told = "log_level" in settings.model_fields_set or not sys.stderr.isatty()
+    configure_logging(settings.log_level if is_told else "warning", settings.log_format)
 
 
 class _Stream:

@@ -73,7 +73,7 @@ class CsvTable:
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """Return how many there are of something, in words; the plural takes an s unless given."""
-    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def harmless(text: str, characters_max: int | None = None) -> str:

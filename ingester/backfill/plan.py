@@ -74,6 +74,12 @@ class Plan(msgspec.Struct, frozen=True, rename="camel"):
     """Offsets that somebody decided to skip, or that are in doubt: left out as well."""
     left_to_worker: dict[int, Range]
     """Beyond the committed offsets of a group that has members: theirs."""
+    committed: dict[int, int] = msgspec.field(default_factory=dict)
+    """The group's offsets when the plan was made, of the partitions that had one."""
+    unaccounted: dict[int, list[Range]] = msgspec.field(default_factory=dict)
+    """Below those, without a receipt, and left out: workers without any may have settled it."""
+    below_committed: bool = False
+    """Whether that is sent nevertheless, because somebody said so."""
     counts: Counts | None = None
     """None where nobody looked into the records."""
     redrive: Redrive | None = None

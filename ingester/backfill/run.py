@@ -12,9 +12,10 @@ from typing import Final, Literal
 
 from ingester.backfill.plan import Plan, Redrive
 from ingester.backfill.replay_report import Summary
-from ingester.backfill.scope import intended
+from ingester.backfill.scope import intended, unaccounted
 from ingester.core.intent import Range
-from ingester.core.ranges import Ruler, intersected
+from ingester.core.messages import Commit
+from ingester.core.ranges import Ruler, intersected, length
 from ingester.core.receipt import Note, Receipt, Replay
 from ingester.core.record import TopicPartition
 from ingester.core.start import is_given_up
@@ -24,6 +25,7 @@ from ingester.kafka.client import end_offsets
 from ingester.kafka.receipts import Receipts
 from ingester.progress import bar
 from ingester.settings import Settings
+from ingester.tables import counted
 from ingester.worker.loop import Worker, stop_by_signal
 from ingester.worker.telemetry import Telemetry
 
@@ -66,42 +68,57 @@ class ReplayRun:
         if self._worker is not None:
             self._worker.request_stop(signal_name)
 
-    async def run(self, progressed: Callable[[int], None]) -> Summary:
+    async def run(self, begun: Callable[[], None]) -> Summary:
         """Send everything; IncompleteError when something halts it, or somebody ends it.
 
-        `progressed` is told how many of the plan's offsets are settled more than before.
+        `begun` is called when there is something left to send, and nobody else has it.
         """
         await self._receipts.ensure_topics(self._admin, await self._partition_counts())
         await self._receipts.start()
         try:
             if not await self._claim():
                 return await self._summary()
+            begun()
             self._worker = worker = Worker(self._settings, Telemetry(), self._replaying)
             if self._signal_name is not None:
                 worker.request_stop(self._signal_name)
-            watching = asyncio.create_task(self._watch(worker, progressed))
-            try:
-                await worker.run()
-            except IncompleteError as error:
-                with suppress(UnavailableError):
-                    self._refuse_if_given_up(await self._notes())
-                raise IncompleteError(
-                    f"{error} To continue: {self._again}\nWhat of it is in doubt, if it halted:"
-                    f" INGESTER_GROUP_ID={self._settings.group_id} ingester resolve"
-                ) from error
-            finally:
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+            with bar("sending", self._plan.offsets_count) as progressed:
+                await self._work(worker, progressed)
             if not self._ended:
                 if self._signal_name is None:
                     await self._refuse_if_cut()
                 raise IncompleteError(
-                    f"interrupted; nothing is lost or sent twice. To continue: {self._again}"
+                    f"interrupted; nothing is lost or sent twice. {self._what_to_do()}"
                 )
             await self._note("ended", self._extents)
             return await self._summary()
         finally:
             await self._receipts.stop()
+
+    async def _work(self, worker: Worker, progressed: Callable[[int], None]) -> None:
+        """Run the worker to the end of the plan, or until it stops; `progressed` as `_watch`."""
+        watching = asyncio.create_task(self._watch(worker, progressed))
+        try:
+            await worker.run()
+        except IncompleteError as error:
+            with suppress(UnavailableError):
+                self._refuse_if_given_up(await self._notes())
+            raise IncompleteError(
+                f"{error} {self._what_to_do()}\nWhat of it is in doubt, if it halted:"
+                f" INGESTER_GROUP_ID={self._settings.group_id} ingester resolve"
+            ) from error
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    def _what_to_do(self) -> str:
+        """Say how it is continued, and how workers go on without it; they read no dead letters."""
+        if self._plan.redrive is not None:
+            return f"To continue: {self._again}"
+        return (
+            f"To continue: {self._again}\nUntil it ends, workers wait for it. To give it up:"
+            f" `ingester resolve {self._plan.topic}:PARTITION` says how, for each of its partitions"
+        )
 
     async def _claim(self) -> bool:
         """Let nobody else settle these ranges; return whether there is something left to send.
@@ -117,6 +134,11 @@ class ReplayRun:
         }
         unclaimed = {name: each for name, each in self._extents.items() if not own[name]}
         states = {name: {each.state for each in notes} for name, notes in own.items()}
+        if any(self._is_changed(name, note) for name, notes in own.items() for note in notes):
+            raise UsageError(
+                f"the plan of {self._plan.name} was changed after it had begun, or another one had"
+                " that name. Continue it as it was, and make another plan for the rest"
+            )
         if any("ended" in each for each in states.values()):
             # Whoever ended it may have been killed before it had said so of all partitions.
             left = [name for name, each in states.items() if each == {"started"}]
@@ -127,11 +149,6 @@ class ReplayRun:
                 f"the replay {self._plan.name} has ended: it was withdrawn. Make another plan"
             )
         self._refuse_if_given_up(found)
-        if any(self._is_changed(name, note) for name, notes in own.items() for note in notes):
-            raise UsageError(
-                f"the plan of {self._plan.name} was changed after it had begun. Continue it as it"
-                " was, and make another plan for the rest"
-            )
         await self._refuse_if_cut()
         if not unclaimed and await self._admin.committed_offsets(self._settings.group_id):
             return True  # what follows was found in order before the first commit
@@ -233,6 +250,27 @@ class ReplayRun:
                 f"a worker of {group} has begun to send {', '.join(doubtful)} since the plan was"
                 " made, and has left it in doubt. Make the plan again"
             )
+        if not self._plan.forced:
+            await self._refuse_if_passed(stored, claimed)
+
+    async def _refuse_if_passed(
+        self, stored: Mapping[TopicPartition, Commit], claimed: Mapping[TopicPartition, Range]
+    ) -> None:
+        """UsageError where the group has committed past a part of it since, without receipts."""
+        found = await self._notes()
+        for name, selected in self._replaying.selected.items():
+            then = self._plan.committed.get(name.partition, 0)
+            now = stored[name].next_offset if name in stored else 0
+            passed = await unaccounted(
+                self._live, name, selected, found[name], (then, max(then, now))
+            )
+            if passed:
+                await self._note("ended", claimed)  # in vain: nothing of it was sent
+                raise UsageError(
+                    f"{self._plan.group_id} has committed past {counted(length(passed), 'offset')}"
+                    f" of {name} since the plan was made, without a receipt: workers with"
+                    " INGESTER_RECEIPTS=off may have settled them. Make the plan again"
+                )
 
     async def _refuse_if_overtaken(
         self, redrive: Redrive, claimed: Mapping[TopicPartition, Range]
@@ -272,7 +310,10 @@ class ReplayRun:
             await self._receipts.write_note(note)
 
     async def _watch(self, worker: Worker, progressed: Callable[[int], None]) -> None:
-        """Let partitions rest that are done, and end the run with the last of them."""
+        """Let partitions rest that are done, and end the run with the last of them.
+
+        `progressed` is told how many of the plan's offsets are settled more than before.
+        """
         loop = asyncio.get_running_loop()
         done: dict[TopicPartition, int] = {}
         look_at = loop.time()
@@ -327,6 +368,11 @@ class ReplayRun:
         counted: set[tuple[int, Range]] = set()
         for notes in (await self._notes()).values():
             for note in notes:
+                if isinstance(note, Replay) and (note.name, note.state) == (
+                    self._plan.name,
+                    "ended",
+                ):
+                    summary.ended_at = note.at
                 if not isinstance(note, Receipt) or note.replay != self._plan.name:
                     continue
                 if (note.partition, note.range) not in counted:
@@ -347,9 +393,13 @@ class ReplayRun:
         return {topic: needed}
 
 
-async def carried_out(settings: Settings, plan: Plan, plan_file: Path | None) -> Summary:
-    """Run it to its end, or to the first signal; a second one exits at once."""
+async def carried_out(
+    settings: Settings, plan: Plan, plan_file: Path | None, begun: Callable[[], None]
+) -> Summary:
+    """Run it to its end, or to the first signal; a second one exits at once.
+
+    `begun` is called when there is something left to send, and nobody else has it.
+    """
     run = ReplayRun(settings, plan, f"ingester replay --plan {plan_file}")
     stop_by_signal(run.interrupt)
-    with bar("sending", plan.offsets_count) as advance:
-        return await run.run(advance)
+    return await run.run(begun)

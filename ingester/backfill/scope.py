@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ingester.arguments import who
+from ingester.audit.doubts import replay_group_id
 from ingester.backfill.plan import Counts, Plan
 from ingester.core.event import Decode, Rejection, UsageEvent, event_decoder
 from ingester.core.intent import Range, Unreadable, decode
 from ingester.core.messages import Commit
 from ingester.core.ranges import intersected, length, merged, subtracted
-from ingester.core.receipt import Note, Receipt, Resolution
+from ingester.core.receipt import Note, Receipt, Replay, Resolution
 from ingester.core.record import Record, TopicPartition
 from ingester.core.start import is_to_be_judged
 from ingester.errors import UsageError
@@ -22,7 +23,7 @@ from ingester.kafka.client import beginning_offsets, end_offsets, offsets_since
 from ingester.kafka.range import not_empty, stream
 from ingester.kafka.receipts import Receipts
 from ingester.progress import bar
-from ingester.settings import Settings
+from ingester.settings import KafkaSettings, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Scope:
     account: str | None = None
     key: str | None = None
     forced: bool = False
+    below_committed: bool = False
+    """Whether what is below the group's offsets without a receipt is to be sent as well."""
 
     @property
     def looks_into_records(self) -> bool:
@@ -69,6 +72,7 @@ class Selection:
         kept = await self._kept_by_worker(asked, stored)
         notes = await self._notes(asked)
         self._check_group(asked, stored, notes)
+        await self._check_name(notes)
         unsettled: dict[TopicPartition, list[Range]] = {}
         receipted = skipped = 0
         for name, bounds in asked.items():
@@ -81,6 +85,12 @@ class Selection:
             unsettled[name] = subtracted(
                 scoped, left_out if scope.forced else merged([*settled, *left_out])
             )
+        unaccounted: dict[TopicPartition, list[Range]] = {}
+        if not (scope.forced or scope.below_committed):
+            for name, each in unsettled.items():
+                below = intersected(each, _below(stored.get(name)))
+                unaccounted[name] = [*await not_empty(settings, name, below)]
+                unsettled[name] = subtracted(each, below)
         chosen: Mapping[TopicPartition, list[Range]] = {
             name: [*await not_empty(settings, name, each)] for name, each in unsettled.items()
         }
@@ -99,6 +109,11 @@ class Selection:
             receipted=receipted,
             skipped=skipped,
             left_to_worker={name.partition: each for name, each in kept.items()},
+            committed={
+                name.partition: stored[name].next_offset for name in asked if name in stored
+            },
+            unaccounted={name.partition: each for name, each in unaccounted.items() if each},
+            below_committed=scope.below_committed,
             counts=counts,
         )
 
@@ -155,6 +170,22 @@ class Selection:
                     " INGESTER_GROUP_ID; or, if the group has lost its offsets: ingester resolve"
                     f" {name}:OFFSET --as resend (`ingester resolve {name}` says where)"
                 )
+
+    async def _check_name(self, notes: Mapping[TopicPartition, Sequence[tuple[int, Note]]]) -> None:
+        """UsageError where another replay had the name: its receipts would pass for this one's."""
+        name = self._scope.name
+        used = any(
+            (isinstance(note, Replay) and note.name == name)
+            or (isinstance(note, Receipt) and note.replay == name)
+            for noted in notes.values()
+            for _, note in noted
+        )
+        group = replay_group_id(self._settings.group_id, name)
+        if used or await self._admin.committed_offsets(group):
+            raise UsageError(
+                f"a replay had the name {name} before: choose another --name, or continue that one"
+                " (ingester replay --plan FILE)"
+            )
 
     async def _since(
         self, moment: datetime | None, names: Sequence[TopicPartition]
@@ -235,6 +266,27 @@ def _held(name: TopicPartition, asked: Range, log: Range) -> Range:
     if asked[1] > log[1]:
         raise UsageError(f"the log of {name} ends before offset {log[1]}: nothing is beyond yet")
     return asked
+
+
+def _below(commit: Commit | None) -> list[Range]:
+    """What a group has committed past."""
+    return merged([(0, commit.next_offset)]) if commit else []
+
+
+async def unaccounted(
+    settings: KafkaSettings,
+    name: TopicPartition,
+    selected: Sequence[Range],
+    notes: Sequence[Note],
+    committed: Range,
+) -> Sequence[Range]:
+    """Return what of a selection is between two committed offsets, and has no receipt.
+
+    UnavailableError when the log cannot be read now.
+    """
+    receipts = merged(note.range for note in notes if isinstance(note, Receipt))
+    left = subtracted(intersected(selected, merged([committed])), receipts)
+    return await not_empty(settings, name, left)
 
 
 def _receipted(notes: Sequence[tuple[int, Note]]) -> list[Range]:

@@ -36,7 +36,7 @@ from ingester.commands.letter_options import (
 from ingester.config import load
 from ingester.core.mapping import correction_of
 from ingester.errors import EXIT_MISMATCH, ConfigurationError, UsageError
-from ingester.log_lines import configure_logging
+from ingester.log_lines import configure_command_logging
 from ingester.settings import Settings
 
 
@@ -108,7 +108,7 @@ def redrive(
             "INGESTER_RECEIPTS is off: without receipts nobody knows what was redriven, and a"
             " second run would count everything twice. Set it to on."
         )
-    configure_logging("warning" if sys.stderr.isatty() else settings.log_level, settings.log_format)
+    configure_command_logging(settings)
     chosen, letters = uvloop.run(choose(settings, choice, sets, removes))
     plans = plans_of(settings, chosen, letters, sets, removes, reason)
     files = _saved(plans, save_to) if save_to or not dry_run else {}
@@ -116,7 +116,7 @@ def redrive(
         sys.stdout.write("\n".join(lines(chosen)) + "\n")
     summaries = []
     for plan in () if dry_run else plans:
-        summary = uvloop.run(carried_out(settings, plan, files[plan.name]))
+        summary = uvloop.run(carried_out(settings, plan, files[plan.name], lambda: None))
         summaries.append(summary)
         if not as_json:
             sys.stdout.write("\n".join(summary_lines(summary)) + "\n")

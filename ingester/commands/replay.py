@@ -26,7 +26,7 @@ from ingester.backfill.scope import Scope, Selection
 from ingester.config import load
 from ingester.core.intent import Range
 from ingester.errors import ConfigurationError, UsageError
-from ingester.log_lines import configure_logging
+from ingester.log_lines import configure_command_logging
 from ingester.settings import Settings
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,60}")
@@ -41,8 +41,8 @@ def replay(
         str | None,
         typer.Argument(
             metavar="TOPIC[:PARTITION[:FIRST-NEXT]]",
-            help="What to replay; NEXT is the first offset that is not. All of the first topic of"
-            " INGESTER_TOPIC unless given.",
+            help="What to replay; NEXT is the first offset that is not. Without it the first topic"
+            " of INGESTER_TOPIC, of which --from, --to or --unreceipted say what.",
             show_default=False,
         ),
     ] = None,
@@ -59,6 +59,14 @@ def replay(
     unreceipted: Annotated[
         bool,
         typer.Option("--unreceipted", help="Everything in the log that has no receipt."),
+    ] = False,
+    below_committed: Annotated[
+        bool,
+        typer.Option(
+            "--below-committed",
+            help="Send also what the group has committed past without a receipt, which workers"
+            " without receipts may have settled; needs --reason.",
+        ),
     ] = False,
     account: Annotated[
         str | None, typer.Option(metavar="ID", help="Only events of this account.")
@@ -91,9 +99,10 @@ def replay(
     """Send once what nobody has settled of a topic, and end.
 
     A replay passes what has a receipt, what is in doubt, and what is beyond the committed offsets
-    of a group that has members: their workers come to it. A second run sends nothing. It moves no
-    offsets of the group. The plan is written to a file before anything is sent; after an
-    interruption, kill -9 included, --plan continues it.
+    of a group that has members: their workers come to it. What is below them without a receipt is
+    left out as well, and named: workers with INGESTER_RECEIPTS=off may have settled it. A second
+    run sends nothing. It moves no offsets of the group. The plan is written to a file before
+    anything is sent; after an interruption, kill -9 included, --plan continues it.
 
     With --force it counts AGAIN what PacSpace has counted, under keys of its own.
 
@@ -119,32 +128,52 @@ def replay(
         if requests_per_second <= 0:
             raise UsageError("--requests-per-second must be above 0")
         settings = settings.model_copy(update={"requests_per_second_max": requests_per_second})
-    configure_logging("warning" if sys.stderr.isatty() else settings.log_level, settings.log_format)
+    configure_command_logging(settings)
     if plan_file is not None:
         others = (target, begin, end, account, key, name, save_to)
-        if any(each is not None for each in others) or unreceipted or force or reason:
+        flags = (unreceipted, below_committed, force, reason)
+        if any(each is not None for each in others) or any(flags):
             raise UsageError("--plan carries out what is in the file: name nothing else beside it")
         plan = read(plan_file)
     else:
-        scope = _scope(settings, target, begin, end, account, key, name, reason, force=force)
+        scope = _scope(
+            settings, target, begin, end, account, key, name, reason,
+            force=force, below_committed=below_committed,
+        )  # fmt: skip
         if not (target or begin or end or unreceipted):
             raise UsageError(
                 "say what to replay: a topic, --from and --to, or --unreceipted for all of it"
             )
         plan = uvloop.run(Selection(settings, scope).plan(count=dry_run))
-    if plan_file is None and plan.partitions and (save_to or not dry_run):
+    is_new = plan_file is None
+    if is_new and plan.partitions and (save_to or not dry_run):
         plan_file = save_to or Path(f"{plan.name}.replay.json")
         save(plan, plan_file)
     if dry_run or not plan.partitions:
         _show(plan, plan_file, as_json=as_json)
         return
-    if not as_json:
-        sys.stdout.write("\n".join(plan_lines(plan, plan_file)) + "\n")
-    summary = uvloop.run(carried_out(settings, plan, plan_file))
+    _carry_out(settings, plan, plan_file, is_new=is_new, as_json=as_json)
+
+
+def _carry_out(
+    settings: Settings, plan: Plan, plan_file: Path | None, *, is_new: bool, as_json: bool
+) -> None:
+    """Say what is sent, unless the plan turns out to have ended before, and what became of it."""
+    began = False
+
+    def begun() -> None:
+        nonlocal began
+        began = True
+        if not (is_new or as_json):
+            _show(plan, plan_file, as_json=False)
+
+    if is_new and not as_json:
+        _show(plan, plan_file, as_json=False)
+    summary = uvloop.run(carried_out(settings, plan, plan_file, begun))
     if as_json:
         print_json(msgspec.to_builtins(summary))
     else:
-        sys.stdout.write("\n".join(summary_lines(summary)) + "\n")
+        sys.stdout.write("\n".join(summary_lines(summary, ended_before=not began)) + "\n")
 
 
 def _show(plan: Plan, plan_file: Path | None, *, as_json: bool) -> None:
@@ -165,9 +194,17 @@ def _scope(
     reason: str,
     *,
     force: bool,
+    below_committed: bool,
 ) -> Scope:
     if force and not reason.strip():
         raise UsageError("--force counts again what PacSpace has: say why, with --reason TEXT")
+    if below_committed and not reason.strip():
+        raise UsageError(
+            "--below-committed may count again what workers without receipts have settled: say why,"
+            " with --reason TEXT"
+        )
+    if begin is not None and end is not None and begin >= end:
+        raise UsageError(f"the period is empty: --from {begin.isoformat()} --to {end.isoformat()}")
     if name is not None and not _NAME.fullmatch(name):
         raise UsageError("--name should be 1 to 60 of letters, digits, '.', '_' and '-'")
     found = _TARGET.fullmatch(target or settings.topics[0])
@@ -188,6 +225,7 @@ def _scope(
         account=account,
         key=key,
         forced=force,
+        below_committed=below_committed,
     )
 
 
