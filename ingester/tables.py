@@ -9,6 +9,12 @@ from typing import Final, TextIO
 
 _ROWS_ALIGNED: Final = 200  # what is aligned together, and kept that long: a table may have no end
 ELLIPSIS: Final = "…"
+_OF_NUMBERS: Final = frozenset({
+    "AGE", "BALANCE", "BATCHES", "BEHIND", "BITS", "COMMITTED", "COVERED", "DEAD LETTERS",
+    "DIFFERENCE", "END", "EVENTS", "EXPECTED", "FROM", "ITEMS", "KAFKA", "LAG", "LETTERS",
+    "OFFSETS", "OLDEST", "PACSPACE", "RANGES", "RECEIPTS", "TO", "WRITES",
+})  # fmt: skip
+"""Headings of columns that are aligned to the right."""
 
 
 class Table:
@@ -17,6 +23,7 @@ class Table:
     def __init__(self, headings: Sequence[str]) -> None:
         self._headings: Sequence[Sequence[str]] = [headings]
         self._widths = [0] * len(headings)
+        self._signs = [">" if each in _OF_NUMBERS else "<" for each in headings]
 
     def lines(self, rows: Sequence[Sequence[str]]) -> Iterator[str]:
         """Return those of some rows, the first of all below the headings; none for none."""
@@ -29,7 +36,10 @@ class Table:
                 max(width, len(cell)) for width, cell in zip(self._widths, row, strict=True)
             ]
         for row in page:
-            cells = (f"{cell:<{width}}" for cell, width in zip(row, self._widths, strict=True))
+            cells = (
+                f"{cell:{sign}{width}}"
+                for cell, sign, width in zip(row, self._signs, self._widths, strict=True)
+            )
             yield "  ".join(cells).rstrip()
 
 

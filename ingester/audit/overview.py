@@ -7,16 +7,23 @@ or that PacSpace refuses everything. Nothing is changed, and nobody joins the gr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from ingester.audit.doubts import DoubtSettings, Standing, all_standings, formed
+from ingester.audit.doubts import (
+    DoubtSettings,
+    Standing,
+    all_standings,
+    formed,
+    replay_group_id,
+)
 from ingester.audit.worker_status import PartitionStatus, WorkerStatus, status_url, worker_status
 from ingester.core.intent import Intent
 from ingester.core.letters import moment_of
 from ingester.core.ranges import length
+from ingester.core.receipt import Replay
 from ingester.core.record import TopicPartition
 from ingester.kafka.admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin, Member
 from ingester.kafka.range import first_records
@@ -52,6 +59,8 @@ class PartitionView:
     items: int | None
     """In doubt; None where they are not known, or most likely in flight."""
     report: PartitionStatus | None
+    replays: Sequence[Replay] = ()
+    """Those that have claimed a part of it, and have not ended."""
 
     @property
     def name(self) -> TopicPartition:
@@ -72,6 +81,12 @@ class PartitionView:
         said = self.report.halted if self.report else None
         return said or self.standing.start.halt_reason
 
+    @property
+    def awaited(self) -> Replay | None:
+        """The replay for whose end it waits, if that is why it has halted."""
+        said = self.halted or ""
+        return next((each for each in self.replays if f"the replay {each.name} " in said), None)
+
 
 @dataclass(frozen=True, slots=True)
 class Overview:
@@ -85,6 +100,10 @@ class Overview:
     workers: Sequence[Asked]
     stall_seconds: float
     looked_at: datetime
+    unanswered: Sequence[Address] = ()
+    """Where no worker of the group has answered."""
+    replay_hosts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Where the replays are at work that have not ended; nowhere if nobody carries one out."""
 
 
 async def overview(settings: OverviewSettings, workers: Sequence[Address]) -> Overview:
@@ -109,7 +128,12 @@ async def overview(settings: OverviewSettings, workers: Sequence[Address]) -> Ov
     oldest = await first_records(settings, {each.name: each.unsettled for each in standings})
     now = datetime.now(UTC)
     views = []
+    hosts: dict[str, Sequence[str]] = {}
     for standing in standings:
+        replays = standing.claims if standing.claim is None else ()  # or it is the replay's group
+        for each in replays:
+            if each.name not in hosts:
+                hosts[each.name] = await _hosts(settings, each.name)
         record = oldest.get(standing.name)
         views.append(
             PartitionView(
@@ -118,9 +142,26 @@ async def overview(settings: OverviewSettings, workers: Sequence[Address]) -> Ov
                 moment_of(record.timestamp) if record else None,
                 await _items_in_doubt(settings, standing, now),
                 reports.get(str(standing.name)),
+                replays,
             )
         )
-    return Overview(settings.group_id, state, members, views, told, settings.stall_seconds, now)
+    return Overview(
+        settings.group_id,
+        state,
+        members,
+        views,
+        told,
+        settings.stall_seconds,
+        now,
+        [each.address for each in asked if each.problem is not None],
+        hosts,
+    )
+
+
+async def _hosts(settings: OverviewSettings, replay: str) -> Sequence[str]:
+    admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
+    _, members = await admin.members(replay_group_id(settings.group_id, replay))
+    return list(dict.fromkeys(each.host for each in members))
 
 
 async def _items_in_doubt(settings: DoubtSettings, standing: Standing, now: datetime) -> int | None:

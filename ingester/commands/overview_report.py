@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 from ingester.audit.overview import Asked, Overview, PartitionView
+from ingester.commands.doubt_report import command
+from ingester.core.receipt import Replay
 from ingester.moments import age, age_seconds, iso
 from ingester.tables import Table, counted, harmless
 
 _HEADINGS: Final = (
     "PARTITION", "COMMITTED", "END", "LAG", "BEHIND", "OLDEST", "IN DOUBT", "WORKER", "STATE",
 )  # fmt: skip
+_LISTED_MAX: Final = 10  # partitions in one sentence
 
 
 def needs(seen: Overview) -> Iterator[str]:
     """What needs somebody, in sentences that say what to do; nothing where all is well."""
     for worker in seen.workers:
         yield from _needs_of_worker(worker)
-    unattended = [each for each in seen.partitions if _waits(each) and not each.standing.owner]
+    unattended = [
+        each
+        for each in seen.partitions
+        if _waits(each) and not each.standing.owner and each.awaited is None
+    ]
     if unattended and seen.state in {"Empty", "Dead"}:
         yield _unattended(unattended, seen.group_id)
     elif unattended and seen.state == "Stable":
@@ -27,8 +34,32 @@ def needs(seen: Overview) -> Iterator[str]:
             f"no worker has {_listed(unattended)}, though the group has members: do they read other"
             " topics (INGESTER_TOPIC)?"
         )
+    for replay, views in _awaited(seen).items():
+        if not seen.replay_hosts[replay.name]:
+            yield _left_behind(replay, views)
     for each in seen.partitions:
         yield from _needs_of_partition(each, seen)
+
+
+def _awaited(seen: Overview) -> Mapping[Replay, Sequence[PartitionView]]:
+    """The replays for which partitions wait, by the first claim of each that is met."""
+    found: dict[str, tuple[Replay, list[PartitionView]]] = {}
+    for each in seen.partitions:
+        if each.awaited is not None:
+            found.setdefault(each.awaited.name, (each.awaited, []))[1].append(each)
+    return dict(found.values())
+
+
+def _left_behind(replay: Replay, views: Sequence[PartitionView]) -> str:
+    give_up = "; ".join(
+        command(each.name, each.standing.start.offset, "resend") for each in views[:_LISTED_MAX]
+    )
+    return (
+        f"the replay {replay.name} of {_listed(views)} began at {replay.at}, has not ended, and"
+        " nobody carries it out: workers wait for it. `ingester replay --plan FILE` continues it"
+        f" (its plan is in {replay.name}.replay.json where it was begun, unless --save said"
+        f" otherwise). To give it up: {give_up}"
+    )
 
 
 def _unattended(views: Sequence[PartitionView], group_id: str) -> str:
@@ -58,8 +89,13 @@ def _needs_of_worker(worker: Asked) -> Iterator[str]:
 
 def _needs_of_partition(view: PartitionView, seen: Overview) -> Iterator[str]:
     name, report, standing = view.name, view.report, view.standing
+    if view.awaited is not None:
+        return
     if view.halted:
-        yield f"{name} has halted: {view.halted}. `ingester resolve {name}` says how it goes on."
+        stop = "" if view.halted.endswith(".") else "."
+        yield (
+            f"{name} has halted: {view.halted}{stop} `ingester resolve {name}` says how it goes on."
+        )
         return
     if standing.commit.next_offset > standing.log_ends:
         yield (
@@ -87,26 +123,52 @@ def _waits(view: PartitionView) -> bool:
 
 
 def _listed(views: Sequence[PartitionView]) -> str:
-    shown = ", ".join(str(each.name) for each in views[:10])
-    return f"{shown} and {len(views) - 10} more" if len(views) > 10 else shown
+    shown = ", ".join(str(each.name) for each in views[:_LISTED_MAX])
+    more = len(views) - _LISTED_MAX
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def lines(seen: Overview) -> Iterator[str]:
     """What a person reads."""
     hosts = ", ".join(f"{each.host} ({len(each.partitions)})" for each in seen.members)
     members = f"{counted(len(seen.members), 'member')}{': ' if hosts else ''}{hosts}"
-    yield f"Group {seen.group_id}: {seen.state.lower()}, {members}"
+    if seen.state == "Dead":
+        yield f"Group {seen.group_id}: there is none of that name in Kafka"
+    else:
+        yield f"Group {seen.group_id}: {seen.state.lower()}, {members}"
     yield from Table(_HEADINGS).lines([_row(each, seen) for each in seen.partitions])
     for worker in seen.workers:
         yield from _worker_lines(worker)
+    for replay, views in _awaited(seen).items():
+        if hosts := ", ".join(seen.replay_hosts[replay.name]):
+            yield (
+                f"The replay {replay.name} is at work at {hosts}, on {_listed(views)}: workers"
+                " wait for its end, and go on by themselves"
+            )
     yield ""
     found = [*needs(seen)]
+    unknown = not_known(seen)
     if not found:
         lag = sum(each.lag for each in seen.partitions)
         are = "is" if lag == 1 else "are"
-        yield f"Nothing needs somebody; {counted(lag, 'offset')} {are} still to be settled."
+        as_far = ", as far as Kafka knows" if unknown else ""
+        yield f"Nothing needs somebody{as_far}; {counted(lag, 'offset')} {are} still to be settled."
     for each in found:
         yield f"! {each}"
+    if unknown:
+        yield unknown
+
+
+def not_known(seen: Overview) -> str | None:
+    """What nobody has said because no worker of the group has answered; None where one has."""
+    if not seen.members or any(each.problem is None for each in seen.workers):
+        return None
+    where = ", ".join(map(str, seen.unanswered))
+    asked = f"none answered at {where}" if where else "none was asked (INGESTER_HTTP_LISTEN is off)"
+    return (
+        "Whether partitions have halted or stalled, or PacSpace refuses everything, is known to the"
+        f" workers alone, and {asked}: name theirs with --worker HOST:PORT."
+    )
 
 
 def _row(view: PartitionView, seen: Overview) -> Sequence[str]:
@@ -129,6 +191,8 @@ def _row(view: PartitionView, seen: Overview) -> Sequence[str]:
 
 def _state(view: PartitionView) -> str:
     report = view.report
+    if view.awaited is not None:
+        return "awaits replay"
     if view.halted:
         return "halted"
     if report is not None and report.write_refused:
@@ -163,6 +227,16 @@ def document(seen: Overview) -> dict[str, object]:
         "state": seen.state,
         "lookedAt": iso(seen.looked_at, "seconds"),
         "needsSomebody": found,
+        "notKnown": not_known(seen),
+        "replays": [
+            {
+                "name": replay.name,
+                "startedAt": replay.at,
+                "atWorkAt": seen.replay_hosts[replay.name],
+                "partitions": [str(each.name) for each in views],
+            }
+            for replay, views in _awaited(seen).items()
+        ],
         "members": [
             {
                 "id": each.member_id,

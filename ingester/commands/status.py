@@ -40,7 +40,8 @@ def status(
 
     COMMITTED is the next offset, LAG what is beyond it without a receipt; BEHIND is the age of the
     OLDEST record there. What is in doubt for seconds is in flight. Halted, blocked, held and
-    stalled are known to workers alone: name those that do not listen at INGESTER_HTTP_LISTEN.
+    stalled are known to workers alone: name those that do not listen at INGESTER_HTTP_LISTEN. Where
+    none answers, it says so, and the exit code is what Kafka alone knows.
 
     \b
     Examples:

@@ -25,7 +25,8 @@ from ingester.errors import EXIT_MISMATCH
 from ingester.kafka.admin import KafkaAdmin
 from ingester.kafka.topics import USAGE_PARTITIONS_ADVISED
 from ingester.kafka.writing import RecordWriter
-from ingester.local_kafka import Keeper, LocalKafka, local_kafka
+from ingester.local_kafka import Keeper, LocalKafka, free_ports, local_kafka
+from ingester.option import Address
 from ingester.pacspace import PacspaceClient
 from ingester.settings import KafkaSettings
 
@@ -74,7 +75,8 @@ async def _demo(
     await admin.ensure_topic(topic, USAGE_PARTITIONS_ADVISED, {})
     console.print("==> starting PacSpace's stand-in and the ingester", style="dim")
     url = await start_simulator(keeper)
-    worker, log = start_worker(keeper, kafka.bootstrap_servers, topic, url)
+    listen = Address("127.0.0.1", *free_ports(1))
+    worker, log = start_worker(keeper, kafka.bootstrap_servers, topic, url, listen)
     writer = RecordWriter(settings, compress=True)
     await writer.start()
     async with PacspaceClient(url, API_KEY) as pacspace:
@@ -87,7 +89,7 @@ async def _demo(
                 console.print()
                 agreed = await settle_many(stage, events) and agreed
             if keep:
-                await _keep(stage)
+                await _keep(stage, listen)
         finally:
             await writer.stop()
             worker.terminate()
@@ -95,7 +97,7 @@ async def _demo(
     return agreed
 
 
-async def _keep(stage: Stage) -> None:
+async def _keep(stage: Stage, listen: Address) -> None:
     """Say how to talk to what runs, and wait for Ctrl-C."""
     settings = worker_settings(stage.kafka.bootstrap_servers, stage.topic, stage.simulator_url)
     exports = "\n".join(f"  export {name}={value}" for name, value in settings.items())
@@ -104,6 +106,7 @@ async def _keep(stage: Stage) -> None:
         f"{exports}\n"
         f"  ingester emit {KEY} {ACCOUNT} 42\n"
         f"  ingester balance {KEY}\n"
+        f"  ingester status --worker {listen}\n"
         f"  curl {stage.simulator_url}/_simulator/report\n"
         f"  tail -f {stage.settled.log}",
         markup=False,

@@ -11,6 +11,7 @@ from typing import Final
 from ingester.demo.stage import START_SECONDS_MAX, wait_for
 from ingester.errors import UnavailableError
 from ingester.local_kafka import Keeper
+from ingester.option import Address
 
 API_KEY: Final = "pk_test_demo.demo"  # the stand-in lets in any key of the right form
 _COMMAND: Final = (sys.executable, "-m", "ingester")
@@ -34,7 +35,7 @@ async def start_simulator(keeper: Keeper) -> str:
 
 
 def start_worker(
-    keeper: Keeper, bootstrap_servers: str, topic: str, url: str
+    keeper: Keeper, bootstrap_servers: str, topic: str, url: str, listen: Address
 ) -> tuple[Popen[bytes], Path]:
     """Start the worker; its log tells each acknowledged batch."""
     log = keeper.folder / "ingester.log"
@@ -46,7 +47,7 @@ def start_worker(
         env={
             **inherited,
             **settings,
-            "INGESTER_HTTP_LISTEN": "off",
+            "INGESTER_HTTP_LISTEN": str(listen),
             "INGESTER_LOG_LEVEL": "debug",
             "INGESTER_LOG_FORMAT": "json",
         },

@@ -87,6 +87,10 @@ def test_stays_until_ctrl_c_and_can_be_talked_to(ingesters: Ingesters, kafka: Lo
 
     emitted = ingesters.run("emit", "settlement-2025-06", "customer-acme", "42", settings=printed)
     assert emitted.returncode == 0
+    (asks,) = re.findall(r"^  ingester (status --worker \S+)$", demo.log(), re.MULTILINE)
+    looked = ingesters.run(*asks.split(), settings=printed)
+    assert "is known to the workers alone" not in looked.stdout
+    assert f"Worker at {asks.split()[-1]}: " in looked.stdout
     wanted = ("balance", "settlement-2025-06", "--expect", "542")
     eventually(lambda: ingesters.run(*wanted, settings=printed).returncode == 0)
 

@@ -64,7 +64,13 @@ async def test_a_group_that_is_well(group_of: GroupOf, topic: TopicFactory, stat
     document = seen(status(group, "--json", "--worker", worker.address))
     own = status(group, http_listen=worker.address)
 
-    assert WELL in from_kafka.stdout
+    assert "Nothing needs somebody, as far as Kafka knows; 0 offsets" in from_kafka.stdout
+    assert "none was asked (INGESTER_HTTP_LISTEN is off)" in from_kafka.stdout
+    assert WELL in own.stdout
+    assert "is known to the workers alone" not in own.stdout
+    (silent,) = free_ports(1)
+    unanswered = status(group, http_listen=f"127.0.0.1:{silent}").stdout
+    assert f"none answered at 127.0.0.1:{silent}" in unanswered
     assert "Worker at" not in from_kafka.stdout
     assert "stable, 1 member: " in from_kafka.stdout
     assert (document["state"], document["needsSomebody"]) == ("Stable", [])
@@ -158,7 +164,17 @@ async def test_a_replay_that_was_interrupted_is_to_be_continued(
     process.signal(signal.SIGINT)
     assert process.wait() == 75
 
+    told = f"To give it up: `ingester resolve {name}:PARTITION`"
+    assert told in process.log()
+
+    of_workers = seen(status(group, "--json", exit_code=1))
     left = seen(status(group, "--json", group_id=own_group, exit_code=1))
+
+    (nobody,) = of_workers["needsSomebody"]
+    assert f"the replay june of {name}:0 began at " in nobody
+    assert "june.replay.json" in nobody
+    assert f"ingester resolve {name}:0:0 --as resend" in nobody
+    assert of_workers["partitions"][0]["state"] == "awaits replay"
 
     (partition,) = left["partitions"]
     assert partition["lag"] == 150 - partition["committedOffset"]
@@ -168,6 +184,37 @@ async def test_a_replay_that_was_interrupted_is_to_be_continued(
     decided = ingesters.run("resolve", f"{name}:0:0", *decision, settings=group.settings())
     assert decided.returncode == 0, decided.stderr
     assert WELL in status(group, group_id=own_group).stdout
+
+
+async def test_while_a_replay_is_at_work_nothing_needs_somebody(
+    group_of: GroupOf, topic: TopicFactory, ingesters: Ingesters, status: Status, tmp_path: Path
+) -> None:
+    """Neither a worker is to be started, nor the claim to be decided about."""
+    group = group_of(await topic(1))
+    (name,) = group.topics
+    await group.produce(usage(200), partition=0)
+    slow = group.settings(items_max="5", requests_in_flight_max="1", requests_per_second_max="2")
+    plan = ("--name", "june", "--save", str(tmp_path / "plan.json"))
+    process = ingesters.start("replay", name, *plan, settings=slow)
+    own_group = f"{group.name}.replay.june"
+
+    async def has_begun() -> bool:
+        stored = await committed_offsets(group.servers, own_group)
+        return any(each.offset for each in stored.values())
+
+    await eventually_async(has_begun)
+
+    alone = status(group)
+    worker = group.start()
+    eventually(lambda: worker.events("partition.halted"))
+    beside = status(group, http_listen=worker.address)
+
+    assert f"Group {group.name}: there is none of that name in Kafka" in alone.stdout
+    for each in (alone, beside):
+        assert "The replay june is at work at " in each.stdout
+        assert "Nothing needs somebody" in each.stdout
+    process.signal(signal.SIGINT)
+    assert process.wait() == 75
 
 
 async def test_items_in_doubt_are_counted(
