@@ -7,6 +7,7 @@ import getpass
 import os
 import socket
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -43,3 +44,13 @@ def who() -> str:
 def print_json(document: object) -> None:
     """Print a document for programs, in one line."""
     sys.stdout.buffer.write(msgspec.json.encode(document) + b"\n")
+
+
+def announce(lines: Iterable[str]) -> None:
+    """Print what precedes the work itself, which is done even where nobody can be told of it.
+
+    Whether the output can be written shows again at the end.
+    """
+    with contextlib.suppress(OSError):
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()

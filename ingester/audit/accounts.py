@@ -5,7 +5,7 @@ Looks at one partition of the receipts alone, and first at what was written afte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +13,7 @@ from ingester.audit.books import Entry, LetterEntry, dead_letters, extents, note
 from ingester.audit.doubts import DoubtSettings, Standing, formed, standings
 from ingester.core.batch import Batch
 from ingester.core.fate import Evidence, Fate, Place, covering, evidence, fate_of
-from ingester.core.receipt import Receipt, Resolution
+from ingester.core.receipt import Receipt, Replay, Resolution
 from ingester.core.record import Record, TopicPartition
 from ingester.errors import UsageError
 from ingester.kafka.client import offsets_since
@@ -35,6 +35,8 @@ class Account:
     letters: Sequence[LetterEntry]
     redrives: Sequence[Entry]
     """Receipts of those letters."""
+    redrive_claims: Mapping[str, Replay]
+    """By name, how redrives of those letters began: with which corrections, and why."""
     record: Record | None
     standing: Standing | None
     """What the group has in doubt there; None where it has committed nothing."""
@@ -65,6 +67,7 @@ async def account_of(settings: DoubtSettings, name: TopicPartition, offset: int)
     intent = next(iter(standing.doubts_at(offset)), None) if standing else None
     said = evidence([entry.note for entry in entries], dead_letters=len(letters), intent=intent)
     fate = fate_of(place, said)
+    redrives, redrive_claims = await _redrives_of(settings, letters)
     batches = await formed(settings, standing) if standing and fate == "in_doubt" else {}
     return Account(
         name=name,
@@ -73,7 +76,8 @@ async def account_of(settings: DoubtSettings, name: TopicPartition, offset: int)
         evidence=said,
         entries=entries,
         letters=letters,
-        redrives=await _redrives_of(settings, letters),
+        redrives=redrives,
+        redrive_claims=redrive_claims,
         record=record,
         standing=standing,
         batch=batches.get(intent.range) if intent else None,
@@ -139,20 +143,24 @@ async def _letters_of(
     ]
 
 
-async def _redrives_of(settings: DoubtSettings, letters: Sequence[LetterEntry]) -> Sequence[Entry]:
-    """Return the receipts of dead letters that were sent, those of the dead-letter topic."""
+async def _redrives_of(
+    settings: DoubtSettings, letters: Sequence[LetterEntry]
+) -> tuple[Sequence[Entry], Mapping[str, Replay]]:
+    """Return the receipts of dead letters that were sent, and how their redrives began."""
     places = {(letter.place, letter.record.offset) for letter in letters}
     topics = {place.topic for place, _ in places}
     opened = await extents(settings, map(settings.receipts_topic_for, topics))
-    return [
-        entry
-        async for entry in notes(settings, opened, topics)
-        if isinstance(entry.note, Receipt)
-        and entry.note.items
-        and any(
-            entry.source == place and covering(offset, [entry.note]) for place, offset in places
-        )
-    ]
+    receipts: list[Entry] = []
+    claims: dict[str, Replay] = {}
+    async for entry in notes(settings, opened, topics):
+        note = entry.note
+        if not any(entry.source == place and covering(at, [note]) for place, at in places):
+            continue
+        if isinstance(note, Receipt) and note.items:
+            receipts.append(entry)
+        elif isinstance(note, Replay):
+            claims[note.name] = note
+    return receipts, claims
 
 
 async def origin_of_letter(

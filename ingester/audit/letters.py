@@ -12,13 +12,15 @@ from contextlib import aclosing
 from typing import Final
 
 from ingester.audit.books import Extents, extents, notes
+from ingester.audit.redrives import Redrives
+from ingester.audit.settlements import Settlements
 from ingester.core.deadletter import Origin, origin_of
-from ingester.core.intent import Range
 from ingester.core.letters import Choice, Letter, SourceOffsets, peeked
-from ingester.core.ranges import intersected, merged
-from ingester.core.receipt import Receipt
+from ingester.core.messages import Commit
+from ingester.core.ranges import intersected, length
 from ingester.core.record import Record, TopicPartition
 from ingester.errors import UnavailableError, UsageError
+from ingester.kafka.admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.kafka.range import RangeReader, stream
 from ingester.progress import bar_beside_output
 from ingester.settings import LedgerSettings
@@ -29,19 +31,26 @@ FOREIGN: Final = ""  # in place of a source topic: records that no version of th
 class Letters:
     """The dead letters of all topics of the settings, as of `open`."""
 
-    def __init__(self, settings: LedgerSettings, logs: Extents) -> None:
+    def __init__(self, settings: LedgerSettings, logs: Extents, settlements: Settlements) -> None:
         self._settings = settings
         self.logs = logs
         self.left_out: Counter[str] = Counter()
         """By source topic: letters of topics that are not of the settings. Filled by `read`."""
-        self.redrives: Counter[TopicPartition] = Counter()
-        """Batches that redrives have sent, by partition of the dead-letter topic."""
-        self._redriven = SourceOffsets()
-        # Source records of which a letter was redriven; filled by `open`.
+        self.settlements = settlements
+        self.redrives = Redrives()
+        self.mistaken: dict[TopicPartition, int] = {}
+        """By partition: letters at offsets of which receipts mean other ones. Filled by `open`."""
+        self.repeated = SourceOffsets()
+        """Source records that have several letters. Filled by `open`."""
+        self.redriven = SourceOffsets()
+        """Source records of which a letter was redriven. Filled by `open`."""
 
     @classmethod
-    async def open(cls, settings: LedgerSettings) -> Letters:
-        """Find the topics and what was redriven; UnavailableError where a topic is missing."""
+    async def open(cls, settings: LedgerSettings, *, to_send: bool = False) -> Letters:
+        """Find the topics and what was redriven; UnavailableError where a topic is missing.
+
+        Only of what is `to_send` it is looked up who has still to settle it.
+        """
         topics = dead_letter_topics(settings)
         logs = await extents(settings, topics)
         for topic in topics:
@@ -50,8 +59,15 @@ class Letters:
                     f"there is no topic {topic}, where dead letters would be: a worker makes it at"
                     " its start. Are INGESTER_TOPIC and INGESTER_DEAD_LETTER_TOPIC right?"
                 )
-        letters = cls(settings, logs)
-        await letters._find_redriven()
+        commits: Mapping[TopicPartition, Commit] = {}
+        sources: Extents = {}
+        if to_send:  # before the receipts are read: what is committed by now has one
+            admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
+            commits = await admin.committed_offsets(settings.group_id)
+            sources = await extents(settings, settings.topics)
+        letters = cls(settings, logs, Settlements(commits, sources))
+        await letters._read_receipts()
+        await letters._look_through()
         return letters
 
     async def read(self, choice: Choice) -> AsyncGenerator[Letter]:
@@ -92,21 +108,43 @@ class Letters:
         self, place: TopicPartition, record: Record, origin: Origin, *, repeats: bool
     ) -> Letter:
         account, key = peeked(record.value)
-        redriven = self._redriven.holds(origin.partition, origin.offset)
-        return Letter(place, record, origin, account, key, redriven, repeats)
+        redriven = self.redriven.holds(origin.partition, origin.offset)
+        return Letter(
+            place,
+            record,
+            origin,
+            account,
+            key,
+            redriven=redriven or self.settlements.is_forced(origin),
+            repeats=repeats,
+            settled=self.settlements.is_counted(origin),
+        )
 
-    async def _find_redriven(self) -> None:
-        """Look at the letters that receipts cover: another of the same record is done as well."""
-        topics = dead_letter_topics(self._settings)
-        places = await extents(self._settings, map(self._settings.receipts_topic_for, topics))
-        covered: dict[TopicPartition, list[Range]] = {name: [] for name in self.logs}
-        async for entry in notes(self._settings, places, topics):
-            note = entry.note
-            if isinstance(note, Receipt) and note.items and entry.source in covered:
-                covered[entry.source].append(note.range)
-                self.redrives[entry.source] += 1
-        for name, ranges in covered.items():
-            held = intersected(merged(ranges), [self.logs[name]])
+    async def _read_receipts(self) -> None:
+        sources, topics = self._settings.topics, dead_letter_topics(self._settings)
+        every = [*sources, *topics]
+        places = await extents(self._settings, map(self._settings.receipts_topic_for, every))
+        async for entry in notes(self._settings, places, every):
+            if entry.note.topic in sources:
+                self.settlements.note(entry.source, entry.note)
+            elif entry.source in self.logs:
+                self.redrives.note(entry.source, entry.note)
+
+    async def _look_through(self) -> None:
+        """Look at all letters, and again at those that were sent: all of a record are done then."""
+        seen = SourceOffsets()
+        logs = await extents(self._settings, dead_letter_topics(self._settings))
+        async for place, record, origin in self._read(self.logs):
+            self.redrives.record(place, record)
+            if origin is not None:
+                if not seen.add(origin.partition, origin.offset):
+                    self.repeated.add(origin.partition, origin.offset)
+                self.settlements.letter(origin)
+        for name, log in self.logs.items():
+            sent, mistaken = self.redrives.sent(name, logs[name])
+            if others := length(intersected(mistaken, [log])):
+                self.mistaken[name] = others
+            held = intersected(sent, [log])
             if not held:
                 continue
             extent = {name: (held[0][0], held[-1][1])}
@@ -114,7 +152,9 @@ class Letters:
                 while held[0][1] <= record.offset:
                     held.pop(0)
                 if origin is not None and held[0][0] <= record.offset:
-                    self._redriven.add(origin.partition, origin.offset)
+                    self.redriven.add(origin.partition, origin.offset)
+        for origin_partition, offset in self.redrives.repeated():
+            self.redriven.add(origin_partition, offset)
 
     async def _read(
         self, logs: Extents
@@ -129,14 +169,14 @@ class Letters:
                         advance(len(records))
 
 
-async def opened(settings: LedgerSettings, choice: Choice) -> Letters:
+async def opened(settings: LedgerSettings, choice: Choice, *, to_send: bool = False) -> Letters:
     """Return the letters; UsageError where those that are asked for are of other topics."""
     for source in choice.sources:
         if source.topic not in settings.topics:
             raise UsageError(
                 f"--source {source.topic} is none of INGESTER_TOPIC ({', '.join(settings.topics)})"
             )
-    return await Letters.open(settings)
+    return await Letters.open(settings, to_send=to_send)
 
 
 def dead_letter_topics(settings: LedgerSettings) -> Sequence[str]:
@@ -153,3 +193,14 @@ def left_out(counts: Mapping[str, int]) -> str | None:
         for topic, count in counts.items()
     ]
     return f"left out, because INGESTER_TOPIC does not name their source: {', '.join(parts)}"
+
+
+def made_anew(letters: Letters) -> str | None:
+    """Say where receipts of redrives mean other letters than those that are there, if they do."""
+    if not letters.mistaken:
+        return None
+    parts = [f"{count} of {name}" for name, count in letters.mistaken.items()]
+    return (
+        "receipts say of letters at the same offsets that a redrive has sent them, and these are"
+        f" others: the topic was made anew. They count as not sent: {', '.join(parts)}"
+    )

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from ingester.audit.doubts import replay_group_id
-from ingester.core.event import UsageEvent
+from ingester.core.event import UnknownMembers, UsageEvent
 from ingester.core.intent import Range
 from ingester.core.mapping import correction_of
 from ingester.core.ranges import length, merged
@@ -53,6 +53,12 @@ class Redrive(msgspec.Struct, frozen=True, rename="camel"):
     redrives: dict[int, int]
     """By partition: batches that redrives had sent before. If others have come since, it is not
     known any more that nobody has sent these letters."""
+    repeated: dict[int, list[tuple[int, str, int, int]]] = {}
+    """By partition: see `core.receipt.Replay.repeated`."""
+    unknown_members: UnknownMembers | None = None
+    """What decided which letters can be sent, whatever the settings are later; so does
+    `body_bytes_max`. None in plans of older versions."""
+    body_bytes_max: int | None = None
 
 
 class Plan(msgspec.Struct, frozen=True, rename="camel"):
@@ -115,7 +121,12 @@ def save(plan: Plan, path: Path) -> None:
     text = msgspec.json.format(msgspec.json.encode(plan), indent=2)
     try:
         with path.open("xb") as file:
-            file.write(text + b"\n")
+            try:
+                file.write(text + b"\n")
+                file.flush()
+            except OSError:
+                path.unlink()  # half a plan would be in the way of the next attempt
+                raise
     except OSError as error:
         raise UsageError(
             f"the plan cannot be written to {path}: {error.strerror}. Name another file: --save"
@@ -144,6 +155,8 @@ def read(path: Path) -> Plan:
 def described(plan: Plan) -> Mapping[str, object]:
     """Return the plan as `--json` shows it."""
     document: dict[str, object] = msgspec.to_builtins(plan, str_keys=True)
+    # That of a redrive has keys of its own, and counts nothing once more.
+    document["forced"] = plan.forced and not plan.redrive
     if plan.counts is not None:
         document["usd"] = [round(plan.counts.items * price, 2) for price in USD_PER_DELTA]
     return document

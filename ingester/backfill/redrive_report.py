@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from ingester.backfill.plan import Plan, described
 from ingester.backfill.redrive_plan import Chosen
@@ -40,8 +41,19 @@ def lines(chosen: Chosen) -> Iterator[str]:
                 for refusal, letters in chosen.refused.most_common()
             ]
         )
+    if chosen.passed:
+        yield f"{chosen.passed.total():,} are passed, because PacSpace has them or may get them:"
+        yield from Table(("LETTERS", "REASON")).lines(
+            [(str(letters), harmless(reason)) for reason, letters in chosen.passed.most_common()]
+        )
     if chosen.repeats:
         yield f"{chosen.repeats:,} repeat an earlier letter of the same record, and are passed"
+
+
+def continuing(files: Mapping[str, Path]) -> Iterator[str]:
+    """Where the plans are, for whoever is interrupted."""
+    for path in files.values():
+        yield f"To carry it out, or to continue it: ingester replay --plan {path}"
 
 
 def summary_lines(summary: Summary) -> Iterator[str]:
@@ -66,6 +78,10 @@ def document(
         "refused": [
             {"code": refusal.code, "detail": refusal.detail, "letters": letters}
             for refusal, letters in chosen.refused.most_common()
+        ],
+        "passed": [
+            {"reason": reason, "letters": letters}
+            for reason, letters in chosen.passed.most_common()
         ],
         "repeats": chosen.repeats,
         "plans": [described(each) for each in plans],

@@ -44,11 +44,15 @@ class ReplayRun:
         self._again = again
         self._replaying = plan.replaying()
         # A redrive sends what was refused before: that it is refused again is no bad deployment.
-        limit = {"dead_letters_max": sys.maxsize} if plan.redrive else {}
+        own: dict[str, object] = {"dead_letters_max": sys.maxsize} if plan.redrive else {}
+        if plan.redrive and plan.redrive.unknown_members is not None:
+            own["unknown_members"] = plan.redrive.unknown_members
+        if plan.redrive and plan.redrive.body_bytes_max is not None:
+            own["body_bytes_max"] = plan.redrive.body_bytes_max
         self._settings = settings.model_copy(
             update={
                 "topic": (plan.topic,),
-                **limit,
+                **own,
                 "group_id": plan.replay_group_id,
                 "group_instance_id": None,
                 "http_listen": None,
@@ -61,6 +65,15 @@ class ReplayRun:
         self._extents = self._replaying.extents()
         self._rulers = {name: Ruler(each) for name, each in self._replaying.selected.items()}
         self._ended = False  # everything is settled and committed
+
+    @property
+    def _as_its_group(self) -> str:
+        """The settings with which another command sees what it sees, as they are typed."""
+        topic = self._plan.topic
+        said = f"INGESTER_TOPIC={topic} INGESTER_GROUP_ID={self._settings.group_id}"
+        if self._live.dead_letter_topic == topic:  # which no source may be
+            said += f" INGESTER_DEAD_LETTER_TOPIC={topic}.dead-letters"
+        return said
 
     def interrupt(self, signal_name: str) -> None:
         """Settle what is in flight, and leave the rest for another run."""
@@ -105,7 +118,7 @@ class ReplayRun:
                 self._refuse_if_given_up(await self._notes())
             raise IncompleteError(
                 f"{error} {self._what_to_do()}\nWhat of it is in doubt, if it halted:"
-                f" INGESTER_GROUP_ID={self._settings.group_id} ingester resolve"
+                f" {self._as_its_group} ingester resolve"
             ) from error
         finally:
             watching.cancel()
@@ -201,7 +214,7 @@ class ReplayRun:
         if doubtful:
             raise UsageError(
                 f"{what} {', '.join(doubtful)} has batches in doubt"
-                f" (INGESTER_GROUP_ID={self._settings.group_id} ingester resolve), so that workers"
+                f" ({self._as_its_group} ingester resolve), so that workers"
                 " wait as before. When you have compared the balances, let them go on (ingester"
                 " resolve TOPIC:PARTITION:OFFSET --as resend), and make another plan"
             )
@@ -306,6 +319,9 @@ class ReplayRun:
                 plan.forced,
                 sets,
                 removes,
+                repeated=tuple(plan.redrive.repeated.get(name.partition, ()))
+                if plan.redrive and state == "started"
+                else (),
             )
             await self._receipts.write_note(note)
 

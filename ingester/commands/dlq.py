@@ -16,7 +16,7 @@ import msgspec
 import typer
 
 from ingester.arguments import AsJson, ConfigFile, print_json
-from ingester.audit.letters import Letters, dead_letter_topics, left_out, opened
+from ingester.audit.letters import Letters, dead_letter_topics, left_out, made_anew, opened
 from ingester.commands.letter_options import (
     Accounts,
     Codes,
@@ -43,6 +43,7 @@ from ingester.commands.letter_report import (
 from ingester.commands.redrive import redrive
 from ingester.config import load
 from ingester.core.letters import Choice, Letter, Source
+from ingester.core.ranges import length
 from ingester.core.record import TopicPartition
 from ingester.errors import UsageError
 from ingester.settings import LedgerSettings
@@ -77,8 +78,9 @@ def list_(
     """List dead letters.
 
     LETTER is the position in the dead-letter topic, SOURCE that of the record; AGE is the record's.
-    ACCOUNT and KEY are shown as far as the value can be read. STATE is `redriven`, or `repeats`
-    for a further letter of the same record. Times are ISO 8601, UTC unless they say otherwise.
+    ACCOUNT and KEY are shown as far as the value can be read. STATE is `redriven`; `settled` where
+    the record became an item all the same; or `repeats` for a further letter of the same record.
+    Times are ISO 8601, UTC unless they say otherwise.
 
     \b
     Examples:
@@ -220,7 +222,7 @@ async def _list(settings: LedgerSettings, choice: Choice, *, as_json: bool) -> N
             table.add(row(letter, now))
         table.end()
     if not table.rows_count:
-        sys.stdout.write(f"No dead letter of {', '.join(settings.topics)} is like that.\n")
+        sys.stdout.write(f"{_none(settings, letters)}\n")
     _warn(letters)
 
 
@@ -283,7 +285,14 @@ async def _print_array(letters: AsyncIterator[Letter]) -> None:
     output.write(b"]}\n")
 
 
+def _none(settings: LedgerSettings, letters: Letters) -> str:
+    topics = ", ".join(settings.topics)
+    if length(letters.logs.values()):
+        return f"No dead letter of {topics} is like that."
+    return f"There are no dead letters of {topics}."
+
+
 def _warn(letters: Letters) -> None:
-    remark = left_out(letters.left_out)
-    if remark:
-        sys.stderr.write(f"ingester: {remark}\n")
+    for remark in (left_out(letters.left_out), made_anew(letters)):
+        if remark:
+            sys.stderr.write(f"ingester: {remark}\n")

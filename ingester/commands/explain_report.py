@@ -27,7 +27,7 @@ def headline(account: Account) -> str:
     place, found = account.place, account.evidence
     match account.fate:
         case "settled":
-            return f"{where} is settled: {_settled(found.receipts[0])}."
+            return f"{where} is settled: {_settled((found.counted or found.receipts)[0])}."
         case "dead_lettered":
             if not account.letters:
                 return (
@@ -86,7 +86,8 @@ def lines(account: Account, worker: WorkerStatus | str | None, url: str | None) 
         yield from _letter_lines(letter)
     for entry in account.redrives:
         yield _line("redriven", "the dead letter was settled in its turn:")
-        yield from receipt_lines(entry)
+        yield from receipt_lines(entry, is_redrive=True)
+        yield from _correction_lines(account, entry)
     if account.letters and not account.redrives:
         yield _line("redriven", "no")
     for decision in account.evidence.decisions:
@@ -103,7 +104,18 @@ def lines(account: Account, worker: WorkerStatus | str | None, url: str | None) 
             yield _line("waits for", reason)
 
 
-def receipt_lines(entry: Entry) -> Iterator[str]:
+def _correction_lines(account: Account, entry: Entry) -> Iterator[str]:
+    """Say how a redrive has corrected the letter, and why."""
+    name = entry.note.replay if isinstance(entry.note, Receipt) else None
+    claim = account.redrive_claims.get(name or "")
+    if claim is None:
+        return
+    made = [f"--set {each}" for each in claim.sets] + [f"--remove {each}" for each in claim.removes]
+    yield _line("corrected", " ".join(made) or "nothing: it was sent as it is")
+    yield _line("by", f"{claim.by}: {claim.reason}")
+
+
+def receipt_lines(entry: Entry, *, is_redrive: bool = False) -> Iterator[str]:
     """Say what a receipt says."""
     receipt = entry.note
     assert isinstance(receipt, Receipt)
@@ -119,8 +131,8 @@ def receipt_lines(entry: Entry) -> Iterator[str]:
     yield _line("attempts", f"{receipt.attempts}{doubt}")
     yield _line("settled at", receipt.settled_at)
     if receipt.replay is not None:
-        forced = ", forced: counted beside what had a receipt" if receipt.forced else ""
-        yield _line("replay", f"{receipt.replay}{forced}")
+        forced = ", forced: what had a receipt was counted again" if receipt.forced else ""
+        yield _line("replay", f"{receipt.replay}{'' if is_redrive else forced}")
     yield _line("receipt", f"{entry.place}:{entry.offset}")
 
 

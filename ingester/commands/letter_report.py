@@ -35,9 +35,15 @@ def row(letter: Letter, now: datetime) -> Sequence[str]:
         "-" if letter.account is None else harmless(letter.account, _NAME_SHOWN_MAX),
         "-" if letter.key is None else harmless(letter.key, _NAME_SHOWN_MAX),
         age(letter.record_time, now),
-        "redriven" if letter.redriven else "repeats" if letter.repeats else "-",
+        _state(letter),
         harmless(origin.detail, _DETAIL_SHOWN_MAX),
     )
+
+
+def _state(letter: Letter) -> str:
+    if letter.redriven:
+        return "redriven"
+    return "settled" if letter.settled else "repeats" if letter.repeats else "-"
 
 
 def document(letter: Letter) -> dict[str, object]:
@@ -59,6 +65,7 @@ def document(letter: Letter) -> dict[str, object]:
         "deadLetteredAt": iso(letter.dead_lettered_at),
         "redriven": letter.redriven,
         "repeats": letter.repeats,
+        "settled": letter.settled,
     }
 
 
@@ -80,7 +87,8 @@ _CONTENTS: Final = ("httpBody", "recordKey", "value")
 CSV_COLUMNS: Final = (
     "deadLetterTopic", "deadLetterPartition", "deadLetterOffset", "topic", "partition", "offset",
     "code", "detail", "httpStatus", "accountId", "key", "recordTime", "deadLetteredAt", "redriven",
-    "repeats", "headers", *(each + form for each in _CONTENTS for form in ("", "Base64")),
+    "repeats", "settled", "headers",
+    *(each + form for each in _CONTENTS for form in ("", "Base64")),
 )  # fmt: skip
 
 
@@ -123,6 +131,7 @@ def details(letter: Letter) -> Iterator[str]:
         "account": letter.account,
         "key": letter.key,
         "redriven": "yes" if letter.redriven else "no",
+        "settled": "yes, its record became an item all the same" if letter.settled else None,
     }
     for name, value in said.items():
         yield f"  {name:<14} {'-' if value is None else harmless(str(value))}"

@@ -16,10 +16,11 @@ import msgspec
 import typer
 import uvloop
 
-from ingester.arguments import AsJson, ConfigFile
+from ingester.arguments import AsJson, ConfigFile, announce
+from ingester.audit.letters import made_anew
 from ingester.backfill.plan import Plan, save
-from ingester.backfill.redrive_plan import choose, plans_of
-from ingester.backfill.redrive_report import document, lines, summary_lines
+from ingester.backfill.redrive_plan import choose, plans_of, refuse_if_under_way
+from ingester.backfill.redrive_report import continuing, document, lines, summary_lines
 from ingester.backfill.run import carried_out
 from ingester.commands.letter_options import (
     Accounts,
@@ -73,7 +74,8 @@ def redrive(
     """Send dead letters again, corrected.
 
     Filters choose as those of `ingester dlq list`; ACCOUNT and KEY are those of the value as it is.
-    Of a record that has several letters the first is sent, and none that a redrive has sent.
+    Of a record that has several letters the first is sent, and none that a redrive has sent. What a
+    receipt shows as counted is passed, and so is what a worker or a replay has still to settle.
     Whatever is no usage event still, or is refused again, stays the dead letter that it is.
 
     A TEMPLATE is text with {member} or {member.member} of the value in it, as it was; {{ and }} are
@@ -111,15 +113,20 @@ def redrive(
     configure_command_logging(settings)
     chosen, letters = uvloop.run(choose(settings, choice, sets, removes))
     plans = plans_of(settings, chosen, letters, sets, removes, reason)
+    for plan in () if dry_run else plans:
+        refuse_if_under_way(plan, letters)
     files = _saved(plans, save_to) if save_to or not dry_run else {}
+    remark = made_anew(letters)
+    if remark:
+        sys.stderr.write(f"ingester: {remark}\n")
     if not as_json:
-        sys.stdout.write("\n".join(lines(chosen)) + "\n")
+        announce([*lines(chosen), *continuing(files)])
     summaries = []
     for plan in () if dry_run else plans:
         summary = uvloop.run(carried_out(settings, plan, files[plan.name], lambda: None))
         summaries.append(summary)
         if not as_json:
-            sys.stdout.write("\n".join(summary_lines(summary)) + "\n")
+            announce(summary_lines(summary))
     if as_json:
         said = document(chosen, plans, summaries)
         sys.stdout.buffer.write(msgspec.json.encode(said) + b"\n")

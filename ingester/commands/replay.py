@@ -18,7 +18,7 @@ import msgspec
 import typer
 import uvloop
 
-from ingester.arguments import AsJson, ConfigFile, moment, print_json
+from ingester.arguments import AsJson, ConfigFile, announce, moment, print_json
 from ingester.backfill.plan import Plan, described, read, save
 from ingester.backfill.replay_report import plan_lines, summary_lines
 from ingester.backfill.run import carried_out
@@ -165,10 +165,10 @@ def _carry_out(
         nonlocal began
         began = True
         if not (is_new or as_json):
-            _show(plan, plan_file, as_json=False)
+            announce(plan_lines(plan, plan_file))
 
     if is_new and not as_json:
-        _show(plan, plan_file, as_json=False)
+        announce(plan_lines(plan, plan_file))
     summary = uvloop.run(carried_out(settings, plan, plan_file, begun))
     if as_json:
         print_json(msgspec.to_builtins(summary))

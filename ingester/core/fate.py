@@ -60,6 +60,11 @@ class Evidence:
     intent: Intent | None = None
     """The batch in doubt that it is a part of."""
 
+    @property
+    def counted(self) -> Sequence[Receipt]:
+        """Receipts that prove the record an item, and no dead letter."""
+        return [each for each in self.receipts if each.items and not each.dead_letters]
+
 
 def covering(offset: int, notes: Sequence[Note]) -> Sequence[Note]:
     """Return the notes whose range covers an offset, in their order."""
@@ -84,9 +89,10 @@ def evidence(
 def fate_of(place: Place, found: Evidence) -> Fate:
     """Decide what became of the record at an offset, if there is one.
 
-    What is proved goes before what can be seen: a receipt holds when the log has lost the record.
+    What is proved goes before what can be seen: a receipt holds when the log has lost the record,
+    and one without dead letters when somebody has written one of it before.
     """
-    if found.dead_letters:
+    if found.dead_letters and not found.counted:
         return "dead_lettered"
     if place.offset >= place.log_ends and not found.receipts:
         return "beyond_end"

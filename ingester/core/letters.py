@@ -7,7 +7,7 @@ several: whoever died before its offset was committed has written it, and so has
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
@@ -33,9 +33,12 @@ class Letter(NamedTuple):
     """As far as the value can be read; so is `key`."""
     key: str | None
     redriven: bool
-    """Whether this letter, or another of the same record, was sent by a redrive."""
+    """Whether this letter, or another of the same record, was sent by a redrive, or the record
+    was counted by a forced replay."""
     repeats: bool
     """Whether an earlier letter is of the same record."""
+    settled: bool = False
+    """Whether its record became an item all the same, by the receipt of a worker or a replay."""
 
     @property
     def record_time(self) -> datetime | None:
@@ -129,6 +132,13 @@ class SourceOffsets:
             return False
         self._blocks[name, block] |= bit
         return True
+
+    def of(self, name: TopicPartition) -> Iterator[int]:
+        """Yield the offsets of a partition, ascending."""
+        for number in sorted(number for place, number in self._blocks if place == name):
+            bits = self._blocks[name, number]
+            first_offset = number * _BLOCK_OFFSETS
+            yield from (first_offset + at for at in range(bits.bit_length()) if bits >> at & 1)
 
     def holds(self, name: TopicPartition, offset: int) -> bool:
         """Whether a record is in."""

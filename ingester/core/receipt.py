@@ -122,6 +122,10 @@ class Replay(msgspec.Struct, frozen=True, gc=False, rename="camel", tag_field="k
     sets: tuple[str, ...] = ()
     """How dead letters are corrected, as on the command line; so are `removes`."""
     removes: tuple[str, ...] = ()
+    repeated: tuple[tuple[int, str, int, int], ...] = ()
+    """Its letters that are not the only ones of their records: the offset of each, then topic,
+    partition and offset of the record. When such a letter is deleted, what is left of the record is
+    known to be done."""
 
     @property
     def range(self) -> Range:

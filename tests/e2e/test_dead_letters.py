@@ -319,7 +319,7 @@ async def test_a_topic_without_dead_letters(topic: TopicFactory, dlq: Dlq) -> No
     await topic(1, name=f"{name}.dead-letters")
 
     assert f"there is no topic {name}.dead-letters" in missing.stderr
-    assert dlq(name, "list").stdout == f"No dead letter of {name} is like that.\n"
+    assert dlq(name, "list").stdout == f"There are no dead letters of {name}.\n"
     assert dlq(name, "export").stdout == ""
     assert listed(dlq(name, "list", "--json")) == []
 

@@ -11,7 +11,9 @@ from ingester.core.intent import Intent
 from ingester.core.receipt import Note, Receipt, Replay, Resolution
 
 
-def receipt(items: int = 10, first_offset: int = 10, next_offset: int = 20) -> Receipt:
+def receipt(
+    items: int = 10, first_offset: int = 10, next_offset: int = 20, dead_letters: int = 0
+) -> Receipt:
     return Receipt(
         topic="usage",
         partition=0,
@@ -21,7 +23,7 @@ def receipt(items: int = 10, first_offset: int = 10, next_offset: int = 20) -> R
         batch_id="b",
         http_status=202,
         items=items,
-        dead_letters=0,
+        dead_letters=dead_letters,
         bits=0,
         bits_by_key={},
         body_digest="",
@@ -51,7 +53,8 @@ ABOVE: dict[str, Any] = {"next_offset": 5}
         ("settled", ABOVE, {"notes": [receipt()]}),
         ("settled", BELOW | {"log_begins": 30}, {"notes": [receipt()]}),
         ("settled", BELOW, {"notes": [resolution("skipped"), receipt()]}),
-        ("dead_lettered", BELOW, {"notes": [receipt()], "dead_letters": 1}),
+        ("dead_lettered", BELOW, {"notes": [receipt(dead_letters=1)], "dead_letters": 1}),
+        ("settled", BELOW, {"notes": [receipt(items=0), receipt()], "dead_letters": 1}),
         ("dead_lettered", BELOW, {"notes": [receipt(items=0)]}),
         ("dead_lettered", BELOW, {"notes": [], "dead_letters": 2}),
         ("no_record", BELOW, {"notes": [receipt()], "holds_record": False}),
