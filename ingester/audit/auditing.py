@@ -12,16 +12,17 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ingester.audit.books import Extents, dead_letters, extents, notes
+from ingester.audit.books import Entry, Extents, dead_letters, extents, notes
 from ingester.audit.doubts import DoubtSettings, Standing
 from ingester.core.audit import DeadOffsets, Disputes, Finding, PartitionAudit
 from ingester.core.event import Decode, event_decoder
 from ingester.core.intent import Range
+from ingester.core.letters import SourceOffsets
 from ingester.core.ranges import holds, intersected, merged, subtracted
 from ingester.core.receipt import Note, Receipt, Replay
 from ingester.core.record import Record, TopicPartition
 from ingester.errors import UnavailableError
-from ingester.kafka.range import ranges_of, stream
+from ingester.kafka.range import RangeReader, ranges_of, stream
 from ingester.progress import bar
 
 
@@ -78,6 +79,8 @@ class Auditor:
         self._watch = watch
         self._letter_topics = set(map(settings.dead_letter_topic_for, settings.topics))
         self._sources = {*settings.topics, *self._letter_topics}
+        self._foreign_letters = SourceOffsets()
+        # Of other topics than the settings': another deployment's. Filled and read by `audit`.
 
     async def audit(self, found: Sequence[Standing], *, from_topic: bool) -> Audit:
         """Read everything; `found` is where the group stood before."""
@@ -91,7 +94,7 @@ class Auditor:
             if (name.topic in settings.topics if self._scope is None else name in self._scope)
         ]
         audit = Audit(
-            {name: PartitionAudit(name, letters[name], complete) for name in logs},
+            {name: PartitionAudit(name, letters[name], complete, logs[name]) for name in logs},
             names,
             {each.name: each.commit.next_offset for each in found},
             logs,
@@ -101,6 +104,7 @@ class Auditor:
         boundaries = await self._read_notes(audit)
         await self._settle_disputes(audit)
         await self._find_gaps(audit)
+        await self._compare_records(audit)
         if audit.log_bits is not None:
             await self._read_logs(audit, audit.log_bits, boundaries)
         return audit
@@ -120,8 +124,8 @@ class Auditor:
             note = entry.note
             partition = audit.partitions.get(entry.source)
             if isinstance(note, Replay) and partition is not None:
-                partition.add(entry.offset, note)
-            if not isinstance(note, Receipt):
+                partition.add(entry.at, note)
+            if not isinstance(note, Receipt) or self._is_foreign(entry):
                 continue
             if partition is None or partition.cover(note):
                 found.append(note)
@@ -145,8 +149,11 @@ class Auditor:
         settings = self._settings
         opened = await extents(settings, self._letter_topics)
         offsets: defaultdict[TopicPartition, array[int]] = defaultdict(lambda: array("q"))
-        async for letter in dead_letters(settings, opened, settings.topics):
-            offsets[letter.origin.partition].append(letter.origin.offset)
+        async for place, record, origin in dead_letters(settings, opened, None):
+            if origin.partition.topic in settings.topics:
+                offsets[origin.partition].append(origin.offset)
+            else:
+                self._foreign_letters.add(place, record.offset)
         complete = not any(begins for begins, _ in opened.values())
         found = {name: DeadOffsets(each) for name, each in offsets.items()}
         return defaultdict(DeadOffsets, found), complete
@@ -157,9 +164,11 @@ class Auditor:
         async for entry in notes(self._settings, audit.books, self._sources, foreign=audit.foreign):
             partition = audit.partitions.get(entry.source)
             note = entry.note
+            if self._is_foreign(entry):
+                continue
             if partition is not None:
                 self._watch(entry.source, note)
-            if partition is not None and not partition.add(entry.offset, note):
+            if partition is not None and not partition.add(entry.at, note):
                 continue
             if not isinstance(note, Receipt):
                 continue
@@ -173,24 +182,27 @@ class Auditor:
                 self._add(audit.log_bits, note.bits_by_key)
         return boundaries
 
+    def _is_foreign(self, entry: Entry) -> bool:
+        """Whether it is about dead letters of another deployment, on the same topic.
+
+        What a redrive has sent begins with a letter of its own.
+        """
+        return self._foreign_letters.holds(entry.source, entry.note.first_offset)
+
     async def _settle_disputes(self, audit: Audit) -> None:
         """Read receipts that cover the same ground a second time, all beside each other."""
         disputes = {
             name: Disputes(each) for name, each in audit.partitions.items() if each.disputed
         }
         settings = self._settings
-        places = {
-            TopicPartition(settings.receipts_topic_for(name.topic), name.partition)
-            for name in disputes
-        }
-        again = {place: audit.books[place] for place in places}
+        topics = {settings.receipts_topic_for(name.topic) for name in disputes}
+        again = {place: each for place, each in audit.books.items() if place.topic in topics}
         async for entry in notes(settings, again, self._sources):
-            dispute = disputes.get(entry.source)
-            if dispute is not None and dispute.add(entry.offset, entry.note):
-                assert isinstance(entry.note, Receipt)
-                self._count(audit, entry.source, entry.note)
-        for dispute in disputes.values():
-            dispute.judge()
+            if entry.source in disputes and not self._is_foreign(entry):
+                disputes[entry.source].add(entry.at, entry.note)
+        for name, dispute in disputes.items():
+            for receipt in dispute.judge():
+                self._count(audit, name, receipt)
 
     def _count(self, audit: Audit, source: TopicPartition, receipt: Receipt) -> None:
         self._add(audit.bits, receipt.bits_by_key)
@@ -209,15 +221,33 @@ class Auditor:
         for name in audit.scope:
             partition = audit.partitions[name]
             begins = audit.logs[name][0]
-            ground = partition.judge_ground(audit.committed.get(name, begins), begins)
+            ground = partition.judge_ground(audit.committed.get(name, begins))
             gaps: dict[Range, tuple[int, int, int]] = {}
-            async for records in ranges_of(self._settings, name, ground):
+            unreadable: list[tuple[TopicPartition, Range]] = []
+            async for records in ranges_of(self._settings, name, ground, unreadable):
                 for record in records:
                     range_ = ground[bisect_right(ground, (record.offset, 2**63)) - 1]
                     first_offset, _, count = gaps.get(range_, (record.offset, 0, 0))
                     gaps[range_] = (first_offset, record.offset + 1, count + 1)
             for first_offset, next_offset, count in gaps.values():
                 partition.found_gap((first_offset, next_offset), count)
+            for range_ in intersected(ground, merged(each for _, each in unreadable)):
+                partition.found_unreadable(range_)
+
+    async def _compare_records(self, audit: Audit) -> None:
+        """See whether the log holds the records that the outermost receipts of it are of."""
+        reader = RangeReader(self._settings)
+        try:
+            for name in audit.scope:
+                partition = audit.partitions[name]
+                for receipt in partition.outermost:
+                    first_offset, next_offset = receipt.range
+                    first = await reader.read(name, first_offset, first_offset + 1)
+                    last = await reader.read(name, next_offset - 1, next_offset)
+                    if first and last:
+                        partition.compare_records(receipt, first[0], last[0])
+        finally:
+            await reader.stop()
 
     async def _read_logs(
         self, audit: Audit, sums: dict[str, int], boundaries: Mapping[TopicPartition, int]
@@ -232,7 +262,7 @@ class Auditor:
             covered = partition.covered.ranges
             settled = merged([(begins, audit.committed.get(name, begins)), *covered])
             skipped = merged(each.range for each in partition.skipped)
-            beyond = [(max(begins, boundaries.get(name, 0)), 2**63 - 1)]
+            beyond = [(max(begins, boundaries.get(name, 0)), audit.logs[name][1])]
             unsettled = subtracted(skipped, covered)
             wanted[name] = subtracted(intersected(settled, beyond), unsettled)
         ranges = {name: (each[0][0], each[-1][1]) for name, each in wanted.items() if each}

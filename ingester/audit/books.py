@@ -35,6 +35,11 @@ class Entry(NamedTuple):
     note: Note
 
     @property
+    def at(self) -> tuple[int, int]:
+        """Partition and offset in the receipts topic."""
+        return self.place.partition, self.offset
+
+    @property
     def source(self) -> TopicPartition:
         """Whose records it is about."""
         return TopicPartition(self.note.topic, self.note.partition)
@@ -97,12 +102,15 @@ async def notes(
 
 
 async def dead_letters(
-    settings: KafkaSettings, extents: Extents, sources: Collection[str]
+    settings: KafkaSettings, extents: Extents, sources: Collection[str] | None
 ) -> AsyncIterator[LetterEntry]:
-    """Read dead-letter topics; only what came from these source topics, some of it repeatedly."""
+    """Read dead-letter topics; only what came from these source topics, some of it repeatedly.
+
+    None is all of them.
+    """
     async for place, record in _records(settings, extents, "dead letters read"):
         origin = origin_of(record.headers)
-        if origin is not None and origin.partition.topic in sources:
+        if origin is not None and (sources is None or origin.partition.topic in sources):
             yield LetterEntry(place, record, origin)
 
 

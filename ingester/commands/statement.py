@@ -7,6 +7,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -251,14 +252,15 @@ async def _read(
 
 async def _is_known(settings: AuditSettings, account: str, audit: Audit, proofs: _Proofs) -> bool:
     """Whether a record or a dead letter of any time names the account."""
-    async for name, records in stream(settings, audit.logs):
-        for record in records:
-            if peeked(record.value)[0] == account:
-                return True
-            proof = proofs.of(name, record.offset) if name.topic in proofs.letter_topics else None
-            decoded = proof[1](record.value) if proof else None
-            if isinstance(decoded, tuple) and decoded[0].accountId == account:
-                return True
+    async with aclosing(stream(settings, audit.logs)) as lists:
+        async for name, records in lists:
+            of_letters = name.topic in proofs.letter_topics
+            for record in records:
+                proof = proofs.of(name, record.offset) if of_letters else None
+                decoded = proof[1](record.value) if proof else None
+                event = decoded[0] if isinstance(decoded, tuple) else None
+                if account in {peeked(record.value)[0], event and event.accountId}:
+                    return True
     return False
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Literal, NamedTuple
 
+from ingester.core.batch import idempotency_key
 from ingester.core.intent import Range
-from ingester.core.ranges import intersected, merged, subtracted
+from ingester.core.ranges import intersected, merged, subtracted, touches
 from ingester.core.receipt import Note, Receipt, Replay, Resolution
-from ingester.core.record import TopicPartition
+from ingester.core.record import Record, TopicPartition
 
 FindingKind = Literal[
     "gap",
@@ -23,6 +24,9 @@ FindingKind = Literal[
     "overlap",
     "dead_letters_differ",
     "dead_letter_without_receipt",
+    "beyond_end",
+    "other_records",
+    "receipt_differs",
     "in_doubt",
     "repeated",
     "skipped",
@@ -30,10 +34,23 @@ FindingKind = Literal[
     "counted_again",
 ]
 DISCREPANCIES: frozenset[FindingKind] = frozenset(
-    {"gap", "counted_twice", "overlap", "dead_letters_differ", "dead_letter_without_receipt"}
+    {
+        "gap",
+        "counted_twice",
+        "overlap",
+        "dead_letters_differ",
+        "dead_letter_without_receipt",
+        "beyond_end",
+        "other_records",
+        "receipt_differs",
+    }
 )
 """What should not be. In doubt is what will be known later; the others are remarks."""
 
+NotePlace = tuple[int, int]
+"""Partition and offset in the receipts topic."""
+
+_BEYOND = 2**63  # no offset is as high
 _first = itemgetter(0)
 _next = itemgetter(1)
 
@@ -98,24 +115,28 @@ class DeadOffsets:
 
 @dataclass(slots=True)
 class PartitionAudit:
-    """What the notes about one partition cover; `add` takes them in the order of their topic."""
+    """What the notes about one partition cover; `add` takes them in any order."""
 
     name: TopicPartition
     dead_letters: DeadOffsets
     dead_letters_are_complete: bool = True
     """Whether the dead-letter topic still has its beginning."""
+    log: Range = (0, _BEYOND)
+    """What the log holds."""
     covered: Cover = field(default_factory=Cover)
     recounts: dict[str | None, Recount] = field(default_factory=dict)
     """By replay: what was counted whatever had receipts."""
     skipped: list[Resolution] = field(default_factory=list)
     open_replays: dict[str, Replay] = field(default_factory=dict)
     """Those that have begun and not ended, by name."""
-    disputed: dict[int, Range] = field(default_factory=dict)
-    """By the note's offset in the receipts topic: receipts of ground that others had covered."""
+    disputed: dict[NotePlace, Range] = field(default_factory=dict)
+    """Receipts of ground that others had covered."""
+    outermost: list[Receipt] = field(default_factory=list)
+    """The first and the last whose records the log can have, to see whether it has those."""
     findings: list[Finding] = field(default_factory=list)
     receipts: int = 0
 
-    def add(self, note_offset: int, note: Note) -> bool:
+    def add(self, place: NotePlace, note: Note) -> bool:
         """Take a note; return whether what it says of bits counts, as far as is known yet."""
         range_ = note.range
         match note:
@@ -131,10 +152,13 @@ class PartitionAudit:
             case Receipt():
                 self.receipts += 1
                 is_new = self.cover(note)
+                if is_new:
+                    self._compare_bits(note)
                 if is_new and not note.forced:
                     self._compare_dead_letters(note)
+                    self._keep_outermost(note)
                 elif not note.forced:
-                    self.disputed[note_offset] = range_
+                    self.disputed[place] = range_
                 return is_new
         return False
 
@@ -151,6 +175,32 @@ class PartitionAudit:
         recount.bits += receipt.bits if is_new else 0
         return is_new
 
+    def _compare_bits(self, receipt: Receipt) -> None:
+        by_key = sum(receipt.bits_by_key.values())
+        if by_key != receipt.bits:
+            self._find(
+                "receipt_differs",
+                receipt.range,
+                f"the receipt has {receipt.bits} bits, and {by_key} by key: somebody changed it",
+            )
+
+    def _keep_outermost(self, receipt: Receipt) -> None:
+        begins, ends = self.log
+        if begins <= receipt.first_offset and receipt.next_offset <= ends:
+            known = sorted([*self.outermost, receipt], key=lambda each: each.range)
+            self.outermost = [known[0], known[-1]] if len(known) > 1 else known
+
+    def compare_records(self, receipt: Receipt, first: Record, last: Record) -> None:
+        """See whether the first and the last record of a receipt's range are those it means."""
+        key = idempotency_key(self.name, first, last, receipt.namespace)
+        if (first.offset, last.offset + 1) == receipt.range and key != receipt.idempotency_key:
+            self._find(
+                "other_records",
+                receipt.range,
+                "the log holds other records there than those that were settled: was the topic made"
+                " anew?",
+            )
+
     def _compare_dead_letters(self, receipt: Receipt) -> None:
         range_ = receipt.range
         found = len(self.dead_letters.within(*range_))
@@ -164,11 +214,21 @@ class PartitionAudit:
                 f" and the dead-letter topic has {found} of its records",
             )
 
-    def judge_ground(self, committed: int, log_begins: int) -> list[Range]:
+    def judge_ground(self, committed: int) -> list[Range]:
         """Find what the notes alone say is wrong below the committed offset.
 
         Returns what nothing covers and the log still has, if it has records there at all.
         """
+        log_begins, log_ends = self.log
+        reached = max([committed, *(each[1] for each in self.covered.ranges[-1:])])
+        if log_ends < reached:
+            self._find(
+                "beyond_end",
+                (log_ends, reached),
+                f"committed or receipted, and the log ends at {log_ends}: was the topic made anew,"
+                " or its log cut short?",
+            )
+        committed = min(committed, log_ends)
         skipped = merged(each.range for each in self.skipped)
         for decision in self.skipped:
             self._find(
@@ -216,6 +276,14 @@ class PartitionAudit:
             f"{records} records below the committed offset without receipt or decision{letters}",
         )
 
+    def found_unreadable(self, range_: Range) -> None:
+        """Take note of offsets that nothing covers and nobody can read."""
+        self._find(
+            "gap",
+            range_,
+            "below the committed offset without receipt or decision, and cannot be read",
+        )
+
     def _find(self, kind: FindingKind, range_: Range, detail: str) -> None:
         self.findings.append(Finding(kind, self.name, range_, detail))
 
@@ -224,39 +292,41 @@ class _Claim(NamedTuple):
     range: Range
     idempotency_key: str
     batch_id: str | None
-    note_offset: int
+    place: NotePlace
 
 
 @dataclass(slots=True)
 class Disputes:
-    """Receipts of the same ground, read again in the order of their topic."""
+    """Receipts of the same ground, read again, in any order."""
 
     audit: PartitionAudit
     _ground: list[Range] = field(init=False)
     _claims: dict[tuple[Range, str], _Claim] = field(default_factory=dict)
     # The first receipt of each range and key: filled by `add`, read by `add` and `judge`.
+    _aside: dict[tuple[Range, str], Receipt] = field(default_factory=dict)
+    # Of which none was counted yet: filled and emptied by `add`, read by `judge`.
 
     def __post_init__(self) -> None:
         self._ground = merged(self.audit.disputed.values())
 
-    def add(self, note_offset: int, note: Note) -> bool:
-        """Take a note again; return whether its bits count although it was set aside."""
-        if not isinstance(note, Receipt) or note.forced:
-            return False
-        range_ = note.range
-        if not intersected([range_], self._ground):
-            return False
-        earlier = self._claims.get((range_, note.idempotency_key))
-        claim = _Claim(range_, note.idempotency_key, note.batch_id, note_offset)
-        if earlier is None:
-            self._claims[range_, note.idempotency_key] = claim
-            return note_offset in self.audit.disputed
-        self._compare(earlier, claim)
-        return False
+    def add(self, place: NotePlace, note: Note) -> None:
+        """Take a note again."""
+        if not isinstance(note, Receipt) or note.forced or not touches(self._ground, note.range):
+            return
+        name = note.range, note.idempotency_key
+        claim = _Claim(note.range, note.idempotency_key, note.batch_id, place)
+        earlier = self._claims.setdefault(name, claim)
+        if earlier is not claim:
+            self._compare(earlier, claim)
+        elif place in self.audit.disputed:
+            self._aside[name] = note
+        if place not in self.audit.disputed:
+            self._aside.pop(name, None)
 
-    def _compare(self, earlier: _Claim, later: _Claim) -> None:
+    def _compare(self, one: _Claim, other: _Claim) -> None:
+        earlier, later = sorted((one, other), key=attrgetter("place"))
         ids = {earlier.batch_id, later.batch_id} - {None}
-        where = f"receipts {earlier.note_offset} and {later.note_offset}"
+        where = f"receipts {_at(earlier)} and {_at(later)}"
         if len(ids) > 1:
             self._find(
                 "counted_twice",
@@ -267,8 +337,11 @@ class Disputes:
         else:
             self._find("repeated", later.range, f"the same batch has two receipts ({where})")
 
-    def judge(self) -> None:
-        """Find what overlaps otherwise, once all notes are read."""
+    def judge(self) -> Sequence[Receipt]:
+        """Find what overlaps otherwise, once all notes are read.
+
+        Returns the receipts whose bits count although they were set aside.
+        """
         claims = sorted(self._claims.values())
         furthest: _Claim | None = None
         for claim in claims:
@@ -281,9 +354,15 @@ class Disputes:
                 )
             if furthest is None or claim.range[1] > furthest.range[1]:
                 furthest = claim
+        return list(self._aside.values())
 
     def _find(self, kind: FindingKind, range_: Range, detail: str) -> None:
         self.audit.findings.append(Finding(kind, self.audit.name, range_, detail))
+
+
+def _at(claim: _Claim) -> str:
+    book, offset = claim.place
+    return f"{book}:{offset}"
 
 
 def _shown(claim: _Claim) -> str:

@@ -55,6 +55,13 @@ def holds(ranges: Sequence[Range], offset: int) -> bool:
     return position >= 0 and offset < ranges[position][1]
 
 
+def touches(ranges: Sequence[Range], range_: Range) -> bool:
+    """Whether a range has an offset of a set."""
+    position = bisect_right(ranges, (range_[0], _BEYOND))
+    before = position > 0 and range_[0] < ranges[position - 1][1]
+    return before or (position < len(ranges) and ranges[position][0] < range_[1])
+
+
 def length(ranges: Iterable[Range]) -> int:
     """How many offsets a set holds."""
     return sum(map(_length, ranges))

@@ -33,11 +33,14 @@ _NEAR_OFFSETS: Final = 20_000  # to read on over so many takes less time than to
 
 
 async def stream(
-    settings: KafkaSettings, extents: Mapping[TopicPartition, Range]
+    settings: KafkaSettings,
+    extents: Mapping[TopicPartition, Range],
+    unreadable: list[tuple[TopicPartition, Range]] | None = None,
 ) -> AsyncGenerator[tuple[TopicPartition, Sequence[Record]]]:
     """Yield what the log has of one range of each partition, in lists, in the order of each.
 
-    Records that cannot be read are left out, and those of their record batch behind them.
+    Records that cannot be read are left out, and those of their record batch behind them; which
+    they were is added to `unreadable`, which may go beyond the range.
     Whoever may not take all of it closes it. UnavailableError when Kafka does not answer for long.
     """
     ranges = {aiokafka.TopicPartition(*name): (at, end) for name, (at, end) in extents.items()}
@@ -45,7 +48,7 @@ async def stream(
         return
     async with (
         _lists_reader(settings, extents) as consumer,
-        aclosing(_lists(consumer, ranges)) as lists,
+        aclosing(_lists(consumer, ranges, unreadable)) as lists,
     ):
         async for each in lists:
             yield each
@@ -91,6 +94,7 @@ async def _lists_reader(
 async def _lists(
     consumer: AIOKafkaConsumer,
     ranges: Mapping[aiokafka.TopicPartition, Range],
+    unreadable: list[tuple[TopicPartition, Range]] | None = None,
     *,
     pass_damaged: bool = True,
 ) -> AsyncGenerator[tuple[TopicPartition, Sequence[Record]]]:
@@ -101,7 +105,7 @@ async def _lists(
     left = list(ends)
     while left:
         async with asyncio.timeout(_READ_SECONDS_MAX):
-            name, records = await _list_of(consumer, left, pass_damaged=pass_damaged)
+            name, records = await _list_of(consumer, left, unreadable, pass_damaged=pass_damaged)
         end = ends[name]
         if records and records[-1].offset >= end:
             records = [record for record in records if record.offset < end]
@@ -112,7 +116,10 @@ async def _lists(
 
 
 async def ranges_of(
-    settings: KafkaSettings, partition: TopicPartition, ranges: Sequence[Range]
+    settings: KafkaSettings,
+    partition: TopicPartition,
+    ranges: Sequence[Range],
+    unreadable: list[tuple[TopicPartition, Range]] | None = None,
 ) -> AsyncIterator[Sequence[Record]]:
     """Yield what the log has of ascending ranges; what lies near is read in one go.
 
@@ -126,7 +133,7 @@ async def ranges_of(
             near.append([range_])
     for several in near:
         extent = (several[0][0], several[-1][1])
-        async for _, records in stream(settings, {partition: extent}):
+        async for _, records in stream(settings, {partition: extent}, unreadable):
             yield [record for record in records if holds(several, record.offset)]
 
 
@@ -196,6 +203,7 @@ async def first_records(
 async def _list_of(
     consumer: AIOKafkaConsumer,
     names: Sequence[aiokafka.TopicPartition],
+    unreadable: list[tuple[TopicPartition, Range]] | None = None,
     *,
     pass_damaged: bool = True,
 ) -> tuple[aiokafka.TopicPartition, Sequence[Record]]:
@@ -210,6 +218,8 @@ async def _list_of(
             if isinstance(error.__cause__, kafka_errors.KafkaError) and not pass_damaged:
                 raise error.__cause__ from error
             name = aiokafka.TopicPartition(*error.partition)
+            if unreadable is not None:
+                unreadable.append((error.partition, (error.offset, error.next_offset)))
             consumer.seek(name, error.next_offset)
             return name, ()
         for name, lists in fetched.items():

@@ -16,9 +16,11 @@ from aiokafka.admin import RecordsToDelete
 from tests.conftest import TopicFactory
 from tests.e2e.test_markers import transact
 from tests.support.bookkeeping import copied, dead_letter_headers, receipt
-from tests.support.kafka import admin, create_topic, produce, read_all
+from tests.support.kafka import admin, create_topic, delete_topics, produce, read_all
+from tests.support.planted_commits import plant
 from tests.support.processes import Ingesters
 from tests.support.simulator import API_KEY, Simulator
+from tests.support.unreadable import produce_unreadable
 from tests.support.waiting import eventually
 from tests.support.workers import Group, totals, usage
 
@@ -422,6 +424,81 @@ async def test_redriven_and_replayed_bits_count(
     own = totals(EVENTS)["usage-2"]["bits"]
     assert (key["kafkaBits"], key["countedAgainBits"]) == (own, 13)
     assert (key["receiptsBits"], key["currentBits"]) == (own + 13, own + 14)
+
+
+async def test_what_the_log_does_not_have_is_named(settled: Group, reconcile: Reconcile) -> None:
+    """A topic made anew: other records at the receipts' offsets, and none where they end."""
+    (name,) = settled.topics
+    await delete_topics(settled.servers, [name])
+    await create_topic(settled.servers, name, partitions=2)
+    await settled.produce(usage(250, first=500), partition=0)
+    await plant(settled.servers, settled.name, name, 201, "")
+    await plant(settled.servers, settled.name, name, 100, "", partition=1)
+
+    found = told(reconcile, settled, "--from-topic", exit_code=1)
+
+    named = {each[:2] for each in wrong(found)}
+    assert {("other_records", 0), ("beyond_end", 1)} <= named
+    assert wrong(found)[-1] == ("beyond_end", 1, 0, 100)
+
+
+async def test_what_cannot_be_read_is_a_gap(settled: Group, reconcile: Reconcile) -> None:
+    """Below the committed offset, unless somebody decided to skip it."""
+    (name,) = settled.topics
+    values = [json.dumps(each).encode() for each in usage(3)]
+    await produce_unreadable(settled.servers, name, values, 0, partition=1)
+    await plant(settled.servers, settled.name, name, 103, "", partition=1)
+
+    found = told(reconcile, settled, exit_code=1)
+
+    assert wrong(found) == [("gap", 1, 100, 103)]
+    assert found["findings"][0]["detail"].endswith("cannot be read")
+    note = {
+        "kind": "resolution", "topic": name, "partition": 1, "firstOffset": 100, "nextOffset": 103,
+        "decision": "skipped", "by": "ops", "reason": "a test", "decidedAt": "2025-07-01T00:00:00Z",
+    }  # fmt: skip
+    await produce(settled.servers, f"{name}.receipts", [note], partition=1)
+    assert wrong(told(reconcile, settled)) == []
+
+
+async def test_receipts_are_found_in_whichever_partition_they_are(
+    settled: Group, reconcile: Reconcile, topic: TopicFactory
+) -> None:
+    """A mirror may have another layout: a second batch id is named in that, too."""
+    (name,) = settled.topics
+    one = await topic(1, name=f"{name}.one")
+    notes = [json.loads(each.value) for each in await read_all(settled.servers, f"{name}.receipts")]
+    await produce(settled.servers, one, [*notes, notes[0] | {"batchId": "other"}], partition=0)
+
+    assert {
+        each[0] for each in wrong(told(reconcile, settled, exit_code=1, receipts_topic=one))
+    } == {"counted_twice"}
+    elsewhere = notes[0] | {"batchId": "other"}
+    other = 1 - notes[0]["partition"]
+    await produce(settled.servers, f"{name}.receipts", [elsewhere], partition=other)
+    assert {each[0] for each in wrong(told(reconcile, settled, exit_code=1))} == {"counted_twice"}
+
+
+async def test_what_another_deployment_redrives_is_not_counted(
+    settled: Group, reconcile: Reconcile
+) -> None:
+    """Two share a topic of dead letters: the receipts of the other's are the other's."""
+    (name,) = settled.topics
+    letters = f"{name}.dead-letters"
+    await produce(settled.servers, letters, [b"{}"], headers=dead_letter_headers("other", 0, 3))
+    places = list(await read_all(settled.servers, letters))
+    (foreign,) = [each for each in places if each.value == b"{}"]
+    note = receipt(letters, foreign.offset, foreign.offset + 1, {"usage-1": 11})
+    await create_topic(settled.servers, f"{letters}.receipts")
+    await produce(
+        settled.servers,
+        f"{letters}.receipts",
+        [note | {"partition": foreign.partition}],
+        partition=0,
+    )
+
+    for arguments in ([], ["--from-topic"]):
+        assert told(reconcile, settled, *arguments)["verdict"] == "agreed"
 
 
 async def test_beside_a_busy_worker_nothing_differs(

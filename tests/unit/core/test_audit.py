@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from time import process_time
 from typing import Any
 
 import pytest
 
 from ingester.core.audit import DeadOffsets, Disputes, PartitionAudit
+from ingester.core.batch import idempotency_key
 from ingester.core.intent import Range
 from ingester.core.receipt import Note, Receipt, Replay, Resolution
 from ingester.core.record import TopicPartition
+from tests.support.records import LogRecord
 
 NAME = TopicPartition("usage", 0)
 
@@ -40,15 +43,23 @@ def skipped(first_offset: int, next_offset: int) -> Resolution:
 
 
 def audited(
-    notes: list[Note], dead: tuple[int, ...] = (), *, complete: bool = True
+    notes: list[Note],
+    dead: tuple[int, ...] = (),
+    *,
+    complete: bool = True,
+    log: Range = (0, 1000),
 ) -> tuple[PartitionAudit, int]:
-    """An audit that has taken all notes and judged disputes, and how many receipts' bits count."""
-    audit = PartitionAudit(NAME, DeadOffsets(dead), complete)
-    counted = sum(audit.add(*each) for each in enumerate(notes))
+    """An audit that has taken all notes and judged disputes, and how many receipts' bits count.
+
+    What is disputed is read in another order than it was first.
+    """
+    audit = PartitionAudit(NAME, DeadOffsets(dead), complete, log)
+    places = [((0, number), note) for number, note in enumerate(notes)]
+    counted = sum(audit.add(*each) for each in places)
     disputes = Disputes(audit)
-    counted += sum(disputes.add(*each) for each in enumerate(notes))
-    disputes.judge()
-    return audit, counted
+    for each in places[::-1]:
+        disputes.add(*each)
+    return audit, counted + len(disputes.judge())
 
 
 def said(audit: PartitionAudit) -> list[tuple[str, Range]]:
@@ -61,23 +72,25 @@ def test_what_is_receipted_once_is_accounted_for() -> None:
 
     audit, counted = audited(notes, dead=(3, 5))
 
-    assert audit.judge_ground(committed=40, log_begins=0) == []
+    assert audit.judge_ground(committed=40) == []
     assert (audit.findings, counted) == ([], 3)
 
 
 def test_open_ground_is_looked_into_where_the_log_has_it() -> None:
     """What was before the log's beginning cannot be told; what is not committed is no gap."""
-    audit, _ = audited([receipt(0, 10), receipt(20, 30), receipt(50, 60), receipt(90, 99)])
+    audit, _ = audited(
+        [receipt(0, 10), receipt(20, 30), receipt(50, 60), receipt(90, 99)], log=(35, 100)
+    )
 
-    assert audit.judge_ground(committed=80, log_begins=35) == [(35, 50), (60, 80)]
+    assert audit.judge_ground(committed=80) == [(35, 50), (60, 80)]
     assert said(audit) == [("lost", (10, 20)), ("lost", (30, 35))]
 
 
 def test_what_was_before_the_first_receipt_and_the_log_is_nobodys() -> None:
     """A group that began with a log that had lost its beginning has no gap there."""
-    audit, _ = audited([receipt(50, 60)])
+    audit, _ = audited([receipt(50, 60)], log=(40, 60))
 
-    assert audit.judge_ground(committed=60, log_begins=40) == [(40, 50)]
+    assert audit.judge_ground(committed=60) == [(40, 50)]
     assert audit.findings == []
 
 
@@ -85,7 +98,7 @@ def test_what_was_skipped_is_no_open_ground() -> None:
     """A decision covers its range, and is told."""
     audit, _ = audited([receipt(0, 10), skipped(10, 25), receipt(25, 30)])
 
-    assert audit.judge_ground(committed=30, log_begins=20) == []
+    assert audit.judge_ground(committed=30) == []
     assert said(audit) == [("skipped", (10, 25))]
 
 
@@ -130,7 +143,7 @@ def test_what_was_forced_counts_beside_the_rest() -> None:
     audit, counted = audited([receipt(0, 10), forced, other, forced])
 
     assert (said(audit), counted) == ([], 3)
-    assert audited([receipt(0, 10, forced=True)])[0].judge_ground(10, 0) == [(0, 10)]
+    assert audited([receipt(0, 10, forced=True)])[0].judge_ground(10) == [(0, 10)]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +170,7 @@ def test_a_dead_letter_needs_a_receipt_below_the_committed_offset() -> None:
     """Above it its batch is still to be settled; what was skipped by decision is no fault."""
     audit, _ = audited([receipt(0, 10, dead_letters=1), skipped(20, 30)], (5, 12, 13, 25, 45))
 
-    audit.judge_ground(committed=40, log_begins=0)
+    audit.judge_ground(committed=40)
 
     assert said(audit)[1:] == [("dead_letter_without_receipt", (12, 14))]
 
@@ -169,3 +182,47 @@ def test_replays_are_open_until_they_end() -> None:
 
     assert list(audited([started])[0].open_replays) == ["july"]
     assert list(audited([started, ended])[0].open_replays) == []
+
+
+def test_what_the_log_does_not_reach_is_named() -> None:
+    """Committed, or receipted: the topic is another one, or was cut short."""
+    audit, _ = audited([receipt(0, 40)], log=(0, 30))
+
+    assert audit.judge_ground(committed=60) == []
+    assert said(audit) == [("beyond_end", (30, 60))]
+
+
+def test_a_receipt_is_of_the_records_that_its_key_names() -> None:
+    """Others at the same offsets are named; what the log has in part tells nothing."""
+    first, last, other = (
+        LogRecord(offset, None, moment) for offset, moment in ((0, 5), (9, 7), (9, 8))
+    )
+    named = idempotency_key(NAME, first, last)
+    audit, _ = audited([receipt(10, 20), receipt(0, 10, idempotency_key=named), receipt(20, 40)])
+
+    own, _ = audit.outermost
+    audit.compare_records(own, first, last)
+    audit.compare_records(own, first, first)
+    assert said(audit) == []
+    audit.compare_records(own, first, other)
+
+    assert [each.range for each in audit.outermost] == [(0, 10), (20, 40)]
+    assert said(audit) == [("other_records", (0, 10))]
+
+
+def test_bits_that_contradict_themselves_are_named() -> None:
+    """A receipt whose sum is not that of its keys was changed by somebody."""
+    audit, _ = audited([receipt(0, 10, bits=8)])
+
+    assert said(audit) == [("receipt_differs", (0, 10))]
+
+
+def test_many_repeated_receipts_take_little_time() -> None:
+    """Each is compared with what it may touch alone: to look at all of it took minutes."""
+    notes: list[Note] = [receipt(20 * number, 20 * number + 10) for number in range(10_000)]
+    began = process_time()
+
+    audit, counted = audited(notes * 2, log=(0, 200_000))
+
+    assert (counted, len(audit.findings)) == (10_000, 10_000)
+    assert process_time() - began < 5
