@@ -18,6 +18,7 @@ from ingester import __version__
 from ingester.errors import EXIT_BUG, IngesterError, OutputError, UsageError
 from ingester.log_lines import configure_logging
 from ingester.output import discard
+from ingester.tables import harmless
 
 # Where each command is. To import all of them takes 0.05 s of CPU more than `run` alone, and what
 # they import stays in the memory of a worker.
@@ -89,6 +90,7 @@ def main(app: typer.Typer) -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 -- for the rest of the process
     # Before anything can fail: the default would print local variables, keys among them.
     configure_logging("info", "auto")
+    _refuse_bytes(sys.argv[1:])
     code: object = None
     try:
         code = app(standalone_mode=False)
@@ -120,8 +122,19 @@ def main(app: typer.Typer) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _refuse_bytes(arguments: Sequence[str]) -> None:
+    """End where an argument is no text: it could be neither sent, compared nor printed."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            message = f"the argument {os.fsencode(argument)!r} is no UTF-8: correct it"
+            _exit(message, UsageError.exit_code)
+
+
 def _exit(message: str, code: int) -> NoReturn:
-    _end(f"ingester: {message}\n", code)
+    lines = map(harmless, message.split("\n"))  # what producers wrote may be quoted in them
+    _end("ingester: " + "\n".join(lines) + "\n", code)
 
 
 def _end(said: str, code: int) -> NoReturn:

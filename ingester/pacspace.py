@@ -7,22 +7,34 @@ asynchronous client.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Literal, Self
+from typing import Final, Literal, Self
 from urllib.parse import quote
 
 import msgspec
+from pydantic import SecretStr
 
 from ingester import __version__
-from ingester.core.delivery import Answer, Outcome, Response, judge, read_envelope
+from ingester.core.delivery import (
+    Answer,
+    InDoubt,
+    Outcome,
+    Response,
+    Throttled,
+    judge,
+    read_envelope,
+)
 from ingester.core.event import UsageEvent
 from ingester.exchange import Exchanges
+from ingester.option import show
 from ingester.settings import PacspaceSettings
 from ingester.wire import API_KEY_HEADER, BUCKET_PATH, IDEMPOTENCY_KEY_HEADER, WRITES_PATH
 
 PATHLESS_KEYS = ("", ".", "..")
 """Keys whose balance cannot be asked for: each is another resource's path, however encoded."""
+
+_QUOTED_BYTES_MAX: Final = 200
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -42,6 +54,7 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 class _BalanceAnswer(msgspec.Struct):
     data: Balance
+    success: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +70,8 @@ class ReadFailed:
 
     reason: str
     status: int | None
+    retry_after_seconds: float | None = None
+    """For how long the endpoint wants to be left alone, where it says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +99,8 @@ class PacspaceClient:
         request_timeout_seconds: float = 30.0,
         connections_max: int = 32,
     ) -> None:
+        self._api_key = api_key
+        self._api_key_shown = show(SecretStr(api_key))
         self._exchanges = Exchanges(
             url,
             {
@@ -123,7 +140,7 @@ class PacspaceClient:
         """Post an encoded body of `items_count` items once and say what became of it."""
         if not idempotency_key or not idempotency_key.isprintable():
             raise ValueError(f"no header can carry the key {idempotency_key!r}")
-        answer = await self._exchanges.exchange(
+        answer = await self._exchange(
             "POST", WRITES_PATH, body, f"{IDEMPOTENCY_KEY_HEADER}: {idempotency_key}\r\n"
         )
         return judge(answer, items_count=items_count, now=datetime.now(UTC))
@@ -143,22 +160,28 @@ class PacspaceClient:
         """Read the running balance of a key."""
         if key in PATHLESS_KEYS:
             return ReadFailed(f"no path can carry the key {key!r}", status=None)
-        answer = await self._exchanges.exchange("GET", BUCKET_PATH + quote(key, safe=""))
+        answer = await self._exchange("GET", BUCKET_PATH + quote(key, safe=""))
         if not isinstance(answer, Response):
             return ReadFailed(answer.reason, status=None)
         envelope = read_envelope(answer.body)
         if answer.status == 404 and envelope.is_api:
             return UnknownKey(key)
         if answer.status != 200:
+            judged = judge(answer, items_count=0, now=datetime.now(UTC))
+            asked = judged.retry_after_seconds if isinstance(judged, Throttled | InDoubt) else None
             return ReadFailed(
-                f"HTTP {answer.status}: {envelope.sentence(answer.body)}", answer.status
+                f"HTTP {answer.status}: {envelope.sentence(answer.body)}", answer.status, asked
             )
         try:
             answer.body.decode()  # the decoder does not look into metadata
-            return msgspec.json.decode(answer.body, type=_BalanceAnswer).data
+            found = msgspec.json.decode(answer.body, type=_BalanceAnswer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            text = answer.body[:200].decode("utf-8", "replace")
-            return ReadFailed(f"HTTP 200, but no balance: {text!r}", answer.status)
+            found = None
+        if found is None or not found.success or found.data.key != key:
+            what = "the balance of another key" if found and found.success else "no balance"
+            text = answer.body[:_QUOTED_BYTES_MAX].decode("utf-8", "replace")
+            return ReadFailed(f"HTTP 200, but {what}: {text!r}", answer.status)
+        return found.data
 
     async def verify_agreement(self, key: str, *, expected: int) -> Agreement | ReadFailed:
         """Compare an own sum with the balance; an unverified balance neither agrees nor differs."""
@@ -169,7 +192,19 @@ class PacspaceClient:
 
     async def get(self, path: str) -> Answer:
         """Send one GET and return the bare answer, for probes of the connection and the key."""
-        return await self._exchanges.exchange("GET", path)
+        return await self._exchange("GET", path)
+
+    async def _exchange(
+        self, method: str, path: str, body: bytes = b"", headers: str = ""
+    ) -> Answer:
+        """Send one request; no answer repeats the API key, for answers are quoted and kept."""
+        answer = await self._exchanges.exchange(method, path, body, headers)
+        if isinstance(answer, Response):
+            if self._api_key.encode() not in answer.body:
+                return answer
+            shown = self._api_key_shown.encode()
+            return replace(answer, body=answer.body.replace(self._api_key.encode(), shown))
+        return replace(answer, reason=answer.reason.replace(self._api_key, self._api_key_shown))
 
 
 def compare(balance: Balance | UnknownKey, expected: int) -> Agreement:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from ingester.audit.auditing import Audit, Auditor
-from ingester.audit.balances import read_balances
+from ingester.audit.balances import Answered, NotAsked, read_balances
 from ingester.audit.books import notes
 from ingester.audit.doubts import DoubtSettings
 from ingester.audit.under_way import Attempt, UnderWay, of_group, of_replays
@@ -16,7 +16,7 @@ from ingester.core.audit import Finding
 from ingester.core.batch import Batch
 from ingester.core.receipt import Receipt
 from ingester.core.record import TopicPartition
-from ingester.pacspace import PATHLESS_KEYS, Balance, UnknownKey
+from ingester.pacspace import Balance
 from ingester.progress import bar
 from ingester.settings import PacspaceSettings
 
@@ -40,6 +40,8 @@ class Comparison:
         self._account = account
         self.agreed = 0
         self.results: dict[str, KeyResult] = {}
+        self.not_asked: dict[str, str] = {}
+        """Keys whose balance cannot be asked for, and why."""
         self.doubts: list[Finding] = []
 
     async def compare(self, keys: Sequence[str], before: UnderWay) -> None:
@@ -70,16 +72,18 @@ class Comparison:
         return {**await of_group(self._settings), **replays}
 
     async def _read(self, keys: Sequence[str]) -> None:
-        askable = [key for key in keys if key not in PATHLESS_KEYS]
-        with bar("balances read", len(askable)) as advance:
+        with bar("balances read", len(keys)) as advance:
 
-            def take(key: str, balance: Balance | UnknownKey) -> None:
+            def take(key: str, balance: Answered) -> None:
                 advance(1)
                 self._take(key, balance)
 
-            await read_balances(self._settings, askable, take)
+            await read_balances(self._settings, keys, take)
 
-    def _take(self, key: str, balance: Balance | UnknownKey) -> None:
+    def _take(self, key: str, balance: Answered) -> None:
+        if isinstance(balance, NotAsked):
+            self.not_asked[key] = balance.reason
+            return
         audit = self._audit
         known = balance if isinstance(balance, Balance) else None
         if known is not None and self._account not in {None, known.account_id}:

@@ -24,6 +24,7 @@ from ingester.kafka.admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.kafka.range import RangeReader, stream
 from ingester.progress import bar_beside_output
 from ingester.settings import LedgerSettings
+from ingester.tables import harmless
 
 FOREIGN: Final = ""  # in place of a source topic: records that no version of this program wrote
 
@@ -189,7 +190,9 @@ def left_out(counts: Mapping[str, int]) -> str | None:
     if not counts:
         return None
     parts = [
-        f"{count} of {topic}" if topic else f"{count} that no version of this program wrote"
+        f"{count} of {harmless(topic)}"
+        if topic
+        else f"{count} that no version of this program wrote"
         for topic, count in counts.items()
     ]
     return f"left out, because INGESTER_TOPIC does not name their source: {', '.join(parts)}"

@@ -16,6 +16,7 @@ import msgspec
 import typer
 
 from ingester.arguments import AsJson, ConfigFile
+from ingester.audit.balances import NotAsked
 from ingester.commands.balance_keys import (
     AccountKeys,
     AccountSettings,
@@ -55,6 +56,7 @@ from ingester.pacspace import (
 )
 from ingester.progress import Advance, bar_beside_output
 from ingester.settings import PacspaceSettings
+from ingester.tables import harmless
 
 _EXIT_CODES: Final[Mapping[Status, int]] = {
     "read": EXIT_OK,
@@ -62,6 +64,7 @@ _EXIT_CODES: Final[Mapping[Status, int]] = {
     "mismatch": EXIT_MISMATCH,
     "pending_verification": EXIT_PENDING,
     "unknown_key": EXIT_MISMATCH,
+    "not_asked": EXIT_MISMATCH,
 }
 
 
@@ -96,7 +99,7 @@ def balance(
 
     A key that PacSpace has no record of agrees with no sum, not even with 0: it may be misspelt.
     With --json the metadata is as it came, and `status` is one of read, agreed, mismatch,
-    pending_verification and unknown_key.
+    pending_verification, unknown_key and, for a key that no request can carry, not_asked.
 
     A line of --keys-from is a key, or KEY,N with the sum; the line `key,expected` above them may be
     there. --account reads the topics of INGESTER_TOPIC and their receipts, and needs the settings
@@ -187,7 +190,7 @@ def _print_single(settings: PacspaceSettings, question: Question, *, as_json: bo
     if isinstance(found, ReadFailed):
         kind = RefusedError if found.status in {401, 403} else UnavailableError
         raise kind(
-            f"no balance of {question.key} from {settings.pacspace_url}: {found.reason}."
+            f"no balance of {harmless(question.key)} from {settings.pacspace_url}: {found.reason}."
             " `ingester check` tries the connection and the key."
         )
     status = _status(found)
@@ -212,15 +215,17 @@ async def _read(
 def describe(balance: Balance | UnknownKey) -> str:
     """One line a person reads."""
     if isinstance(balance, UnknownKey):
-        return f"No balance for {balance.key}: PacSpace has no record of it"
-    return f"Balance for {balance.key}: {balance.current_bits} ({balance.total_writes} writes)"
+        return f"No balance for {harmless(balance.key)}: PacSpace has no record of it"
+    key = harmless(balance.key)
+    return f"Balance for {key}: {balance.current_bits} ({balance.total_writes} writes)"
 
 
 def describe_agreement(agreement: Agreement) -> str:
     """One line that names both numbers where they differ."""
     balance, expected = agreement.balance, agreement.expected
     if isinstance(balance, UnknownKey):
-        return f"Unknown key: PacSpace has no record of {balance.key}; {expected} is expected"
+        key = harmless(balance.key)
+        return f"Unknown key: PacSpace has no record of {key}; {expected} is expected"
     current = balance.current_bits
     if agreement.status == "pending_verification":
         return (
@@ -243,6 +248,8 @@ def _status(found: Found) -> Status:
             return "read"
         case UnknownKey():
             return "unknown_key"
+        case NotAsked():
+            return "not_asked"
 
 
 def _account_of(found: Found) -> str | None:
@@ -250,7 +257,7 @@ def _account_of(found: Found) -> str | None:
     return balance.account_id if isinstance(balance, Balance) else None
 
 
-def _lines(found: Found) -> list[str]:
+def _lines(found: Agreement | Balance | UnknownKey) -> list[str]:
     if not isinstance(found, Agreement):
         return [describe(found)]
     lines = [describe(found.balance)] if isinstance(found.balance, Balance) else []

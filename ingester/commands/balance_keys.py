@@ -90,7 +90,7 @@ def lines_count(file: IO[bytes]) -> int:
 
 def read_keys(file: IO[bytes]) -> Iterator[Question]:
     """Yield what each line asks: a key, or CSV of a key and what is expected of it."""
-    rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8", newline=""), strict=True)
+    rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
     while True:
         try:
             row = next(rows, None)

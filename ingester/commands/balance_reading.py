@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import Final
 
-from ingester.audit.balances import balance_of
+from ingester.audit.balances import BalanceReader, NotAsked
 from ingester.commands.balance_keys import Question
 from ingester.commands.balance_report import Found
 from ingester.pacspace import PacspaceClient, compare
@@ -26,12 +26,15 @@ async def read_in_order(
     requests = settings.requests_in_flight_max
     window: deque[tuple[Question, asyncio.Task[Found]]] = deque()
     async with PacspaceClient.from_settings(settings, connections_max=requests) as client:
+        reader = BalanceReader(client, settings.pacspace_url)
         turns = asyncio.Semaphore(requests)  # waiting for a connection would count as an answer's
 
         async def answer(question: Question) -> Found:
             async with turns:
-                found = await balance_of(client, question.key, settings.pacspace_url)
-            return found if question.expected is None else compare(found, question.expected)
+                found = await reader.balance_of(question.key)
+            if question.expected is None or isinstance(found, NotAsked):
+                return found
+            return compare(found, question.expected)
 
         try:
             for question in questions:
@@ -42,6 +45,7 @@ async def read_in_order(
             while window:
                 first, task = window.popleft()
                 yield first, await task
+            reader.end()
         finally:
             for _, task in window:
                 task.cancel()

@@ -8,11 +8,12 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
+from ingester.audit.balances import NotAsked
 from ingester.pacspace import Agreement, Balance, UnknownKey
 from ingester.tables import CsvTable, PrintedTable, harmless
 
-Found = Agreement | Balance | UnknownKey
-Status = Literal["read", "agreed", "mismatch", "pending_verification", "unknown_key"]
+Found = Agreement | Balance | UnknownKey | NotAsked
+Status = Literal["read", "agreed", "mismatch", "pending_verification", "unknown_key", "not_asked"]
 
 _COLUMNS: Final = (
     "key", "accountId", "status", "currentBits", "expected", "difference", "totalWrites",

@@ -131,7 +131,7 @@ async def _reconcile(
         results,
         await trails(settings, audit, results),
         halts=halts_of(found),
-        unaskable=sorted(audit.bits.keys() & set(PATHLESS_KEYS)),
+        not_asked=compared.not_asked,
     )
 
 

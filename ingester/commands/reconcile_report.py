@@ -16,6 +16,7 @@ from ingester.core.record import TopicPartition
 from ingester.tables import Table, harmless
 
 _SHOWN_MAX: Final = 50  # findings, and keys; --json has all
+_KEY_SHOWN_MAX: Final = 100  # of the characters of one that cannot be asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,8 @@ class Reconciliation:
     """Where to look, for the keys that differ."""
     halts: Sequence[str]
     """Partitions that no worker goes on with, and why."""
-    unaskable: Sequence[str]
-    """Keys that no path can carry."""
+    not_asked: Mapping[str, str]
+    """Keys whose balance cannot be asked for, and why."""
 
     @property
     def findings(self) -> Sequence[Finding]:
@@ -137,8 +138,13 @@ def _words(result: KeyResult) -> str:
 def _remarks(found: Reconciliation) -> Iterator[str]:
     for halt in found.halts:
         yield f"{halt}."
-    for key in found.unaskable:
-        yield f"The balance of the key {key!r} cannot be asked for, and is not compared."
+    for key, reason in sorted(found.not_asked.items())[:_SHOWN_MAX]:
+        yield (
+            f"The balance of the key {harmless(key, _KEY_SHOWN_MAX)!r} cannot be asked for, and is"
+            f" not compared: {harmless(reason)}."
+        )
+    if len(found.not_asked) > _SHOWN_MAX:
+        yield f"  and {len(found.not_asked) - _SHOWN_MAX} more (--json has all)"
     for place, count in found.audit.foreign.items():
         yield f"{count} records of {place} are no receipts; they were left aside."
 
@@ -147,7 +153,7 @@ def _verdict(found: Reconciliation) -> str:
     if found.verdict == "agreed":
         again = any(each.kind == "counted_again" for each in found.findings)
         kafka = "Kafka with what was counted again by force" if again else "Kafka"
-        if found.unaskable:
+        if found.not_asked:
             return f"What can be compared agrees: {kafka}, the receipts and PacSpace."
         return f"All agree: {kafka}, the receipts and PacSpace."
     if found.verdict == "pending":
@@ -193,7 +199,7 @@ def document(found: Reconciliation) -> dict[str, object]:
         "keys": [_key_document(each, found.trails.get(each.key)) for each in found.results],
         "foreignRecords": sum(audit.foreign.values()),
         "halted": found.halts,
-        "keysNotAsked": found.unaskable,
+        "keysNotAsked": sorted(found.not_asked),
     }
 
 

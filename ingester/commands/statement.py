@@ -119,6 +119,7 @@ async def _stated(settings: AuditSettings, account: str, begin: datetime, end: d
         stated,
         audit.bits,
         compared.results,
+        compared.not_asked,
         [*audit.findings, *compared.doubts],
         lost,
         datetime.now(UTC),

@@ -11,9 +11,9 @@ from ingester.core.agreement import Agreement, KeyResult
 from ingester.core.audit import DISCREPANCIES, Finding
 from ingester.core.receipt import Replay
 from ingester.core.statement import Line, Statement, Tally
-from ingester.pacspace import PATHLESS_KEYS
 from ingester.tables import CsvTable, Table, harmless
 
+_KEY_SHOWN_MAX: Final = 100  # of the characters of one that cannot be asked for
 _COLUMNS: Final = (
     "key",
     "events",
@@ -37,6 +37,8 @@ class Account:
     """By key, whenever it was: what all receipts add up to."""
     results: Mapping[str, KeyResult]
     """Keys whose balance does not agree."""
+    not_asked: Mapping[str, str]
+    """Keys whose balance cannot be asked for, and why."""
     findings: Sequence[Finding]
     """What is to be said of the receipts altogether, and of what is in doubt."""
     lost: Sequence[str]
@@ -83,10 +85,11 @@ class Account:
         said += [f"Halted: {each}." for each in self.halts]
         if any(each.kind == "in_doubt" for each in self.findings):
             said.append("A batch is in doubt: `ingester reconcile` says which.")
-        said += [
-            f"The balance of the key {key!r} cannot be asked for, and is not compared."
-            for key in self.not_asked
-        ]
+        for key, reason in sorted(self.not_asked.items()):
+            said.append(
+                f"The balance of the key {harmless(key, _KEY_SHOWN_MAX)!r} cannot be asked for, and"
+                f" is not compared: {harmless(reason)}."
+            )
         if statement.end_ms > self.made_at.timestamp() * 1000:
             said.append("The period has not ended yet.")
         return said
@@ -111,20 +114,16 @@ class Account:
         counted = _counted(self.statement.recounted[replay])
         return f"Counted again by force, beside the lines, by the replay {replay}: {counted}{why}."
 
-    @property
-    def not_asked(self) -> Sequence[str]:
-        return sorted(self.statement.lines.keys() & set(PATHLESS_KEYS))
-
     def agreement_on(self, key: str) -> Agreement | Literal["not_asked"]:
         """Whether PacSpace's balance of a key is what its receipts add up to."""
-        if key in PATHLESS_KEYS:
+        if key in self.not_asked:
             return "not_asked"
         result = self.results.get(key)
         return result.status if result else "agreed"
 
     def balance_of(self, key: str) -> int | None:
         """What PacSpace has of a key, whenever it was."""
-        if key in PATHLESS_KEYS:
+        if key in self.not_asked:
             return None
         result = self.results.get(key)
         return result.balance if result else self.bits[key]

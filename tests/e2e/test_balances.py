@@ -263,6 +263,21 @@ async def test_the_readme_can_be_typed(
     assert "2 keys: 2 read" in of_account
 
 
+@pytest.mark.parametrize("text", ["key,expected\nk,5\n", "k,5\n"])
+def test_a_file_that_begins_with_a_byte_order_mark(
+    simulator: Simulator, balance: Run, tmp_path: Path, text: str
+) -> None:
+    """As a spreadsheet writes it: the mark is no part of the first key."""
+    write(simulator, {"k": 5})
+    verified(simulator, "k")
+    file = tmp_path / "sums.csv"
+    file.write_text(text, encoding="utf-8-sig")
+
+    assert [each["status"] for each in rows(balance("--keys-from", str(file), "--csv"))] == [
+        "agreed"
+    ]
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     ("arguments", "exit_code"),

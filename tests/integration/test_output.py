@@ -90,3 +90,30 @@ def test_closed_output_is_nobodys_loss() -> None:
     )
 
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["balance", b"\xff"], ["explain", b"\xff:0:0"], ["dlq", "list", "--key", b"\xff"]]
+)
+def test_an_argument_that_is_no_text_is_refused(arguments: list[str | bytes]) -> None:
+    """Exit code 64 and a sentence, whatever it would be used for."""
+    ended = subprocess.run(
+        [COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment({}),
+        timeout=60,
+    )
+
+    assert ended.returncode == 64
+    assert ended.stderr.startswith("ingester: the argument b'\\xff")
+
+
+def test_an_error_message_steers_no_terminal() -> None:
+    """What somebody else wrote, as a key, is shown and not carried out."""
+    ended = run("balance", "k\x1b]0;owned\x07\x1b[2J", stdout=subprocess.PIPE)
+
+    assert ended.returncode == 69
+    assert "no balance of k\\x1b]0;owned\\x07\\x1b[2J from" in ended.stderr
+    assert "\x1b" not in ended.stderr

@@ -692,3 +692,56 @@ async def test_a_key_that_no_header_can_carry_is_a_mistake_of_the_caller(key: st
     async with PacspaceClient("http://127.0.0.1:1", API_KEY) as client:
         with pytest.raises(ValueError, match="no header can carry"):
             await client.write(b"{}", idempotency_key=key, items_count=1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"data": BALANCE | {"key": "another"}},
+        {"success": False, "data": BALANCE},
+        {"success": "false", "data": BALANCE},
+    ],
+    ids=str,
+)
+async def test_a_balance_is_of_its_own_key_and_no_failure(answer: dict[str, object]) -> None:
+    """Whatever else it says, it is none: it would be taken for an agreement."""
+    async with (
+        endpoint(answering(response(200, json.dumps(answer).encode()))) as found,
+        PacspaceClient(found.url, API_KEY) as client,
+    ):
+        assert isinstance(await client.verify_agreement("k", expected=500), ReadFailed)
+
+
+async def test_no_answer_repeats_the_api_key() -> None:
+    """An endpoint that tells what it was sent is quoted without it, in reads and in writes."""
+
+    async def script(
+        found: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        while True:
+            request = await found.take(reader)
+            told = "\n".join(f"{name}: {value}" for name, value in request.headers.items())
+            writer.write(response(400, told.encode()))
+
+    async with endpoint(script) as found, PacspaceClient(found.url, API_KEY) as client:
+        read = await client.get_balance("k")
+        refused = await client.write(b"{}", idempotency_key="key-1", items_count=1)
+        probed = await client.get("/")
+
+    said = f"{read} {refused} {probed}"
+    assert isinstance(refused, Refused)
+    assert "pk_test_public.***" in said
+    assert "secret" not in said
+    assert {each.headers["x-api-key"] for each in found.requests} == {API_KEY}
+
+
+async def test_a_status_line_that_repeats_the_api_key_is_not_quoted() -> None:
+    """What is no HTTP is told of with its beginning."""
+    async with (
+        endpoint(closing_after(f"{API_KEY}\r\n\r\n".encode())) as found,
+        PacspaceClient(found.url, API_KEY) as client,
+    ):
+        lost = await client.get_balance("k")
+
+    assert isinstance(lost, ReadFailed)
+    assert "secret" not in lost.reason
