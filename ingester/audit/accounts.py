@@ -11,12 +11,13 @@ from typing import Final
 
 from ingester.audit.books import Entry, LetterEntry, dead_letters, extents, notes
 from ingester.audit.doubts import DoubtSettings, Standing, formed, standings
-from ingester.core.batch import Batch
+from ingester.core.batch import Batch, idempotency_key
 from ingester.core.fate import Evidence, Fate, Place, covering, evidence, fate_of
+from ingester.core.intent import Range
 from ingester.core.receipt import Receipt, Replay, Resolution
 from ingester.core.record import Record, TopicPartition
 from ingester.errors import UsageError
-from ingester.kafka.client import offsets_since
+from ingester.kafka.client import end_offsets, offsets_since
 from ingester.kafka.range import RangeReader
 
 _SKEW_MS: Final = 3_600_000  # producers' clocks may be ahead of the workers' by so much
@@ -32,6 +33,8 @@ class Account:
     evidence: Evidence
     entries: Sequence[Entry]
     """The notes that cover it, each with where it is."""
+    mistaken: Sequence[Entry]
+    """Receipts of other records that were at its offset."""
     letters: Sequence[LetterEntry]
     redrives: Sequence[Entry]
     """Receipts of those letters."""
@@ -58,7 +61,9 @@ async def account_of(settings: DoubtSettings, name: TopicPartition, offset: int)
         )
     begins, ends = logs[name]
     record = await _record_at(settings, name, offset) if begins <= offset < ends else None
-    entries = await _entries_on(settings, name, offset, record)
+    noted = await _entries_on(settings, name, offset, record)
+    mistaken = [each for each in noted if await _is_of_others(settings, each, logs[name], record)]
+    entries = [each for each in noted if each not in mistaken]
     letters: Sequence[LetterEntry] = ()
     if offset < ends and not _is_without_dead_letters(entries):
         letters = await _letters_of(settings, name, offset)
@@ -75,6 +80,7 @@ async def account_of(settings: DoubtSettings, name: TopicPartition, offset: int)
         fate=fate,
         evidence=said,
         entries=entries,
+        mistaken=mistaken,
         letters=letters,
         redrives=redrives,
         redrive_claims=redrive_claims,
@@ -90,6 +96,24 @@ async def _record_at(settings: DoubtSettings, name: TopicPartition, offset: int)
         return next(iter(await reader.read(name, offset, offset + 1)), None)
     finally:
         await reader.stop()
+
+
+async def _is_of_others(
+    settings: DoubtSettings, entry: Entry, log: Range, record: Record | None
+) -> bool:
+    """Whether a receipt means other records than the log holds now, or more of them."""
+    note, name = entry.note, entry.source
+    if not isinstance(note, Receipt) or record is None or note.first_offset < log[0]:
+        return False
+    if log[1] < note.next_offset:
+        ends = await end_offsets(settings, [name])
+        if ends[name] < note.next_offset:
+            return True
+    first = await _record_at(settings, name, note.first_offset)
+    last = await _record_at(settings, name, note.next_offset - 1)
+    if first is None or last is None:
+        return False
+    return idempotency_key(name, first, last, note.namespace) != note.idempotency_key
 
 
 async def _entries_on(

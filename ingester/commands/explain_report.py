@@ -82,6 +82,28 @@ def lines(account: Account, worker: WorkerStatus | str | None, url: str | None) 
     for entry in account.entries:
         if isinstance(entry.note, Receipt):
             yield from receipt_lines(entry)
+    for entry in account.mistaken:
+        yield _line(
+            "no proof",
+            f"the receipt {entry.place}:{entry.offset} is of other records that were there: the"
+            " topic was made anew, or its log cut short",
+        )
+    yield from _letters(account)
+    for decision in account.evidence.decisions:
+        if account.fate != "skipped":
+            yield _line("decision", decided(decision))
+    for claim in account.evidence.claims:
+        yield _line("claimed by", f"the replay {claim.name} since {claim.at}; it has not ended")
+    if account.batch is not None:
+        batch = account.batch
+        yield _line("batch", f"{batch}, {batch.items_count} items, {batch.bits} bits")
+        yield _line("idempotency key", batch.idempotency_key)
+    if _waits(account):
+        for reason in waits_for(account, worker, url):
+            yield _line("waits for", reason)
+
+
+def _letters(account: Account) -> Iterator[str]:
     for letter in account.letters:
         yield from _letter_lines(letter)
     for entry in account.redrives:
@@ -90,18 +112,6 @@ def lines(account: Account, worker: WorkerStatus | str | None, url: str | None) 
         yield from _correction_lines(account, entry)
     if account.letters and not account.redrives:
         yield _line("redriven", "no")
-    for decision in account.evidence.decisions:
-        if account.fate != "skipped":
-            yield _line("decision", decided(decision))
-    for claim in account.evidence.claims:
-        yield _line("replay", f"{claim.name} has it since {claim.at}, and has not ended")
-    if account.batch is not None:
-        batch = account.batch
-        yield _line("batch", f"{batch}, {batch.items_count} items, {batch.bits} bits")
-        yield _line("idempotency key", batch.idempotency_key)
-    if account.fate not in FINAL:
-        for reason in waits_for(account, worker, url):
-            yield _line("waits for", reason)
 
 
 def _correction_lines(account: Account, entry: Entry) -> Iterator[str]:
@@ -174,6 +184,11 @@ def _moment(record: Record) -> str:
     return datetime.fromtimestamp(record.timestamp / 1000, UTC).isoformat(timespec="milliseconds")
 
 
+def _waits(account: Account) -> bool:
+    """Whether something more may become of it; of what is committed nothing will."""
+    return account.fate not in FINAL and not account.place.is_committed
+
+
 def waits_for(
     account: Account, worker: WorkerStatus | str | None, url: str | None
 ) -> Iterator[str]:
@@ -233,6 +248,7 @@ def document(
         "logBegins": place.log_begins,
         "logEnds": place.log_ends,
         "receipts": [receipt_document(each) for each in account.entries if _is_receipt(each)],
+        "receiptsOfOtherRecords": [receipt_document(each) for each in account.mistaken],
         "decisions": found.decisions,
         "replays": found.claims,
         "deadLetters": [_letter_document(letter) for letter in account.letters],
@@ -244,7 +260,7 @@ def document(
             "intendedAt": datetime.fromtimestamp(intent.intended_at, UTC).isoformat(),
             "idempotencyKey": account.batch and account.batch.idempotency_key,
         },
-        "waitsFor": [] if account.fate in FINAL else list(waits_for(account, worker, url)),
+        "waitsFor": list(waits_for(account, worker, url)) if _waits(account) else [],
         "worker": standing and standing.owner,
     } | ({"record": record_document(account.record)} if with_record else {})
 

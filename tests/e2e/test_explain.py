@@ -13,7 +13,8 @@ from aiokafka.admin import RecordsToDelete
 
 from tests.conftest import TopicFactory
 from tests.support.bookkeeping import copied, receipt
-from tests.support.kafka import admin, create_topic, produce
+from tests.support.kafka import admin, create_topic, delete_topics, produce
+from tests.support.planted_commits import plant
 from tests.support.processes import Ingesters
 from tests.support.simulator import Simulator
 from tests.support.waiting import eventually
@@ -219,8 +220,31 @@ async def test_what_has_lost_its_receipt_is_not_explained(
 
     told = of(explain, group, removed[1]["firstOffset"], exit_code=1, receipts_topic=others)
 
-    assert told["fate"] == "unexplained"
+    assert (told["fate"], told["waitsFor"]) == ("unexplained", [])
     assert of(explain, group, 0, receipts_topic=others)["fate"] == "settled"
+
+
+async def test_receipts_of_a_topic_that_was_there_before_prove_nothing(
+    group_of: GroupOf, topic: TopicFactory, explain: Explain
+) -> None:
+    """Other records at the same offsets are not settled: the receipts are named as no proof."""
+    group = group_of(await topic())
+    (name,) = group.topics
+    await group.produce(usage(50), partition=0)
+    worker = group.start(items_max="20")
+    await group.settled()
+    worker.process.terminate()
+    assert worker.process.wait() == 0
+    await delete_topics(group.servers, [name])
+    await create_topic(group.servers, name)
+    await group.produce(usage(45, first=500), partition=0)
+    await plant(group.servers, group.name, name, 20, "")
+
+    for offset, exit_code in ((3, 1), (44, 2)):  # the last receipt goes beyond the new log's end
+        told = of(explain, group, offset, exit_code=exit_code)
+        assert told["fate"] == ("unexplained" if exit_code == 1 else "waiting")
+        assert (told["receipts"], len(told["receiptsOfOtherRecords"])) == ([], 1)
+    assert "of other records that were there" in explain(group, f"{name}:0:3", exit_code=1).stdout
 
 
 @pytest.mark.parametrize(
