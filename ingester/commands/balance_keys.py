@@ -20,6 +20,7 @@ from ingester.audit.books import extents, notes
 from ingester.core.event import UsageEvent, event_decoder
 from ingester.core.receipt import Receipt
 from ingester.errors import UsageError
+from ingester.kafka.admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.kafka.range import stream
 from ingester.pacspace import PATHLESS_KEYS
 from ingester.progress import bar
@@ -117,7 +118,10 @@ def _question(row: list[str], where: str) -> Question:
 
 
 async def keys_of(settings: AccountSettings, account: str) -> AccountKeys:
-    """Look for the keys of an account; UsageError where there are none."""
+    """Look for the keys of an account; UsageError where there are none.
+
+    UnavailableError for a missing topic.
+    """
     own, others = await _keys_in_log(settings, account)
     elsewhere: set[str] = set()
     topics = settings.topics
@@ -138,6 +142,9 @@ async def _keys_in_log(settings: AccountSettings, account: str) -> tuple[set[str
     own: set[str] = set()
     others: set[str] = set()
     logs = await extents(settings, settings.topics)
+    for topic in settings.topics:
+        if not any(name.topic == topic for name in logs):
+            raise KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS).missing_topic(topic)
     with bar("records read", sum(end - at for at, end in logs.values())) as advance:
         async for _, records in stream(settings, logs):
             for event in _events(decode(record.value) for record in records):

@@ -15,15 +15,24 @@ import typer
 from ingester.arguments import AsJson, ConfigFile
 from ingester.audit.auditing import Audit, Auditor
 from ingester.audit.comparison import AuditSettings, Comparison, trails
-from ingester.audit.doubts import Standing, halts_of, standings
+from ingester.audit.doubts import all_standings, halts_of
 from ingester.audit.under_way import of_group
 from ingester.commands.reconcile_report import Reconciliation, document, lines
 from ingester.config import load
 from ingester.core.record import TopicPartition
-from ingester.errors import EXIT_MISMATCH, EXIT_OK, EXIT_PENDING, ConfigurationError, UsageError
+from ingester.errors import (
+    EXIT_MISMATCH,
+    EXIT_OK,
+    EXIT_PENDING,
+    ConfigurationError,
+    IngesterError,
+    UnavailableError,
+    UsageError,
+)
 from ingester.kafka.admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.output import whoever_reads
 from ingester.pacspace import PATHLESS_KEYS
+from ingester.tables import counted
 
 _SCOPE = re.compile(r"(?P<topic>[^:]+)(:(?P<partition>\d{1,9}))?", re.ASCII)
 _EXIT_CODES = {"agreed": EXIT_OK, "discrepancy": EXIT_MISMATCH, "pending": EXIT_PENDING}
@@ -70,8 +79,9 @@ def reconcile(
       ingester reconcile --account acme
 
     Exit codes: 0 all agree; 1 a discrepancy; 2 something is pending: try again later; 64 the
-    command line, or the group has committed nothing; 69 Kafka or PacSpace cannot be reached, or
-    there are no receipts; 77 one of them refuses the credentials; 78 the settings.
+    command line, or the group has committed nothing; 69 Kafka or PacSpace cannot be reached, there
+    are no receipts, or the group is at work and has committed nothing yet; 77 one of
+    them refuses the credentials; 78 the settings.
     """
     settings = load(AuditSettings, environ=os.environ, config_file=config).settings
     if settings.receipts == "off":
@@ -110,9 +120,14 @@ async def _reconcile(
     from_topic: bool,
 ) -> Reconciliation:
     admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
-    found = await standings(settings, settings.topics)
+    everything = await all_standings(settings, settings.topics)
+    _refuse_missing({each.name for each in everything}, asked)
+    found = [each for each in everything if each.has_committed or each.start.halt_reason]
     committed = await admin.committed_offsets(settings.group_id)
-    scope = _scoped(settings, [each for each in found if each.name in committed], asked)
+    chosen = _chosen([each.name for each in found if each.name in committed], asked)
+    if not chosen:
+        raise await _nothing_committed(settings, admin, asked)
+    scope = chosen if asked else None
     before = await of_group(settings)
     auditor = Auditor(settings, scope, keys)
     audit = await auditor.audit(found, from_topic=from_topic)
@@ -135,27 +150,44 @@ async def _reconcile(
     )
 
 
-def _scoped(
-    settings: AuditSettings,
-    found: Sequence[Standing],
-    asked: Sequence[tuple[str, int | None]],
-) -> Collection[TopicPartition] | None:
-    """Return the partitions that are asked about; None for all. UsageError for none."""
-    chosen = {
-        each.name
-        for each in found
-        for topic, partition in asked or [(each.name.topic, None)]
-        if each.name.topic == topic and partition in {None, each.name.partition}
+def _refuse_missing(
+    names: Collection[TopicPartition], asked: Sequence[tuple[str, int | None]]
+) -> None:
+    for topic, number in asked:
+        if number is not None and TopicPartition(topic, number) not in names:
+            last = max(each.partition for each in names if each.topic == topic)
+            raise UsageError(f"{topic} has no partition {number}; it has 0 to {last}")
+
+
+def _chosen(
+    committed: Sequence[TopicPartition], asked: Sequence[tuple[str, int | None]]
+) -> Collection[TopicPartition]:
+    """Return the partitions that are asked about, of those that the group has committed."""
+    return {
+        name
+        for name in committed
+        for topic, partition in asked or [(name.topic, None)]
+        if name.topic == topic and partition in {None, name.partition}
     }
-    if not chosen:
-        where = ", ".join(
-            f"{topic}:{number}" if number is not None else topic for topic, number in asked
+
+
+async def _nothing_committed(
+    settings: AuditSettings, admin: KafkaAdmin, asked: Sequence[tuple[str, int | None]]
+) -> IngesterError:
+    """Say that there is nothing to look at, or nothing yet."""
+    where = ", ".join(
+        f"{topic}:{number}" if number is not None else topic for topic, number in asked
+    )
+    nothing = f"has committed nothing of {where or ', '.join(settings.topics)}"
+    if members := await admin.members_count(settings.group_id):
+        return UnavailableError(
+            f"the group {settings.group_id} {nothing} yet, and is at work with"
+            f" {counted(members, 'member')}: repeat the command when something is settled."
+            " `ingester status` shows how far it is."
         )
-        raise UsageError(
-            f"the group {settings.group_id} has committed nothing of"
-            f" {where or ', '.join(settings.topics)}: is that right, and INGESTER_GROUP_ID?"
-        )
-    return chosen if asked else None
+    return UsageError(
+        f"the group {settings.group_id} {nothing}: is that right, and INGESTER_GROUP_ID?"
+    )
 
 
 def _keys_of(

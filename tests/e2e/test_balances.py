@@ -148,12 +148,14 @@ async def test_the_keys_of_an_account(
 
     ended = balance("--account", "acme", "--csv", **kafka)
     nobody = balance("--account", "nobody", exit_code=64, **kafka)
+    missing = balance("--account", "acme", exit_code=69, **{**kafka, "INGESTER_TOPIC": "nowhere"})
 
     assert [each["key"] for each in rows(ended)] == ["acme-1", "acme-2", "acme-old"]
     assert {each["accountId"] for each in rows(ended)} == {"acme"}
     assert f"acme has 2 keys in the log of {name}" in ended.stderr
     assert "its receipts have 2 that the log does not" in ended.stderr
     assert "none of these keys is of the account nobody" in nobody.stderr
+    assert "has no topic nowhere" in missing.stderr
 
 
 def peak_memory_bytes(arguments: Sequence[str], settings: Mapping[str, str], folder: Path) -> int:

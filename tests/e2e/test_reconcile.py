@@ -525,7 +525,7 @@ async def test_beside_a_busy_worker_nothing_differs(
     ("arguments", "exit_code", "said"),
     [
         (["other"], 64, "is none of INGESTER_TOPIC"),
-        (["{topic}:9"], 64, "has committed nothing of {topic}:9"),
+        (["{topic}:0", "{topic}:9"], 64, "{topic} has no partition 9; it has 0 to"),
         (["{topic}:x"], 64, "should be TOPIC or TOPIC:PARTITION"),
         (["--account", "nobody"], 64, "no key of the receipts is the account nobody's"),
         (["--key", "."], 64, "cannot be asked for the balance of '.'"),
@@ -539,6 +539,21 @@ async def test_what_cannot_be_asked_is_said(
     asked = [each.format(topic=name) for each in arguments]
 
     assert said.format(topic=name) in reconcile(settled, *asked, exit_code=exit_code).stderr
+
+
+async def test_a_group_that_has_only_begun_is_said_to_be_at_work(
+    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, reconcile: Reconcile
+) -> None:
+    """Nothing is wrong with what was asked: exit code 69, to try again later."""
+    group = group_of(await topic(1))
+    (name,) = group.topics
+    simulator.add_faults({"match": {"method": "POST"}, "effect": {"kind": "hang"}})
+    worker = group.start()
+    eventually(worker.ready)
+
+    said = reconcile(group, exit_code=69).stderr
+
+    assert f"has committed nothing of {name} yet, and is at work with 1 member" in said
 
 
 async def test_an_interrupt_leaves_nothing_half_done(
