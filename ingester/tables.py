@@ -10,9 +10,9 @@ from typing import Final, TextIO
 _ROWS_ALIGNED: Final = 200  # what is aligned together, and kept that long: a table may have no end
 ELLIPSIS: Final = "…"
 _OF_NUMBERS: Final = frozenset({
-    "AGE", "BALANCE", "BATCHES", "BEHIND", "BITS", "COMMITTED", "COVERED", "DEAD LETTERS",
-    "DIFFERENCE", "END", "EVENTS", "EXPECTED", "FROM", "ITEMS", "KAFKA", "LAG", "LETTERS",
-    "OFFSETS", "OLDEST", "PACSPACE", "RANGES", "RECEIPTS", "TO", "WRITES",
+    "AGE", "BALANCE", "BATCHES", "BEHIND", "BITS", "COMMITTED", "COUNTED AGAIN", "COVERED",
+    "DEAD LETTERS", "DIFFERENCE", "END", "EVENTS", "EXPECTED", "FROM", "ITEMS", "KAFKA", "LAG",
+    "LETTERS", "OFFSETS", "OLDEST", "PACSPACE", "RANGES", "RECEIPTS", "TO", "WRITES",
 })  # fmt: skip
 """Headings of columns that are aligned to the right."""
 
@@ -84,6 +84,11 @@ class CsvTable:
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """Return how many there are of something, in words; the plural takes an s unless given."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def sentence(text: str) -> str:
+    """Return a text that ends with a full stop, be it that of `--reason ...`."""
+    return text if text.endswith(".") else f"{text}."
 
 
 def harmless(text: str, characters_max: int | None = None) -> str:

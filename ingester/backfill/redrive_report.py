@@ -9,7 +9,7 @@ from ingester.backfill.plan import Plan, described
 from ingester.backfill.redrive_plan import Chosen
 from ingester.backfill.replay_report import Summary
 from ingester.core.ranges import length
-from ingester.tables import Table, harmless
+from ingester.tables import Table, counted, harmless
 
 _DETAIL_SHOWN_MAX = 100
 
@@ -18,7 +18,7 @@ def lines(chosen: Chosen) -> Iterator[str]:
     """What is to be sent, and what is not, for people."""
     count = sum(each.items for each in chosen.counts.values())
     bits = sum(each.bits for each in chosen.counts.values())
-    yield f"{count:,} dead letters to send, with {bits:,} bits"
+    yield f"{counted(count, 'dead letter')} to send, with {counted(bits, 'bit')}"
     yield from Table(("LETTER", "SOURCE", "ACCOUNT", "KEY", "BITS")).lines(
         [
             (
@@ -59,13 +59,18 @@ def continuing(files: Mapping[str, Path]) -> Iterator[str]:
 def summary_lines(summary: Summary) -> Iterator[str]:
     """What was settled, for people."""
     yield (
-        f"Redrive {summary.name} of {summary.topic} has ended: {summary.items:,} items with"
-        f" {summary.bits:,} bits acknowledged"
+        f"Redrive {summary.name} of {summary.topic} has ended:"
+        f" {counted(summary.items, 'item')} with {counted(summary.bits, 'bit')} acknowledged"
     )
     if summary.dead_letters:
+        fate = (
+            ("was", "stays a dead letter")
+            if summary.dead_letters == 1
+            else ("were", "stay dead letters")
+        )
         yield (
-            f"{summary.dead_letters:,} were refused by PacSpace again, and stay dead letters: its"
-            " answers are in the log (letters.kept)"
+            f"{summary.dead_letters:,} {fate[0]} refused by PacSpace again, and {fate[1]}: what it"
+            " answered is in the log (letters.kept)"
         )
 
 

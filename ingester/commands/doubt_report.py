@@ -12,7 +12,7 @@ from ingester.core.batch import Batch
 from ingester.core.intent import Intent, Range
 from ingester.core.receipt import Decision, Note, Receipt, Resolution
 from ingester.core.record import TopicPartition
-from ingester.tables import Table
+from ingester.tables import Table, counted, sentence
 
 _HEADINGS: Final = (
     "PARTITION", "RANGE", "SINCE", "AGE", "ITEMS", "BITS", "KEY", "DECIDED", "WORKER",
@@ -56,7 +56,7 @@ def _facts(batch: Batch | None) -> tuple[str, str, str]:
 def remarks(standing: Standing) -> Iterator[str]:
     """What is wrong with a partition beside what is in doubt."""
     if standing.unreadable:
-        yield f"{standing.name}: {standing.unreadable}."
+        yield f"{standing.name}: {sentence(standing.unreadable)}"
     if standing.start.foreign_metadata:
         yield f"{standing.name}: {foreign(standing)}"
     if standing.start.halt_reason and not standing.unreadable:
@@ -118,13 +118,14 @@ def _contents(
     for key, bits in by_key[:keys_max]:
         yield f"  {bits} for {key}: {shlex.join(['ingester', 'balance', key])}"
     if len(by_key) > keys_max:
-        yield f"  and {len(by_key) - keys_max} keys more (--json has all)"
+        yield f"  and {counted(len(by_key) - keys_max, 'key')} more (--json has all)"
     if batch.dead_letters:
-        yield f"  {len(batch.dead_letters)} records that are no usage events"
+        are = "is no usage event" if len(batch.dead_letters) == 1 else "are no usage events"
+        yield f"  {counted(len(batch.dead_letters), 'record')} that {are}"
     if decisions:
-        counted, not_counted = decisions
-        yield f"  counted by PacSpace: {counted}"
-        yield f"  not counted: {not_counted}"
+        acknowledged, resend = decisions
+        yield f"  counted by PacSpace: {acknowledged}"
+        yield f"  not counted: {resend}"
 
 
 def commands_about(standing: Standing, intent: Intent, batch: Batch | None) -> Sequence[str]:

@@ -10,7 +10,7 @@ from ingester.audit.overview import Asked, Overview, PartitionView
 from ingester.commands.doubt_report import command
 from ingester.core.receipt import Replay
 from ingester.moments import age, age_seconds, iso
-from ingester.tables import Table, counted, harmless
+from ingester.tables import Table, counted, harmless, sentence
 
 _HEADINGS: Final = (
     "PARTITION", "COMMITTED", "END", "LAG", "BEHIND", "OLDEST", "IN DOUBT", "WORKER", "STATE",
@@ -92,9 +92,9 @@ def _needs_of_partition(view: PartitionView, seen: Overview) -> Iterator[str]:
     if view.awaited is not None:
         return
     if view.halted:
-        stop = "" if view.halted.endswith(".") else "."
         yield (
-            f"{name} has halted: {view.halted}{stop} `ingester resolve {name}` says how it goes on."
+            f"{name} has halted: {sentence(view.halted)} `ingester resolve {name}` says how it goes"
+            " on."
         )
         return
     if standing.commit.next_offset > standing.log_ends:

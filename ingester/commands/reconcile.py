@@ -15,11 +15,13 @@ import typer
 from ingester.arguments import AsJson, ConfigFile
 from ingester.audit.auditing import Audit, Auditor
 from ingester.audit.comparison import AuditSettings, Comparison, trails
-from ingester.audit.doubts import all_standings, halts_of
+from ingester.audit.doubts import Standing, all_standings, halts_of
 from ingester.audit.under_way import of_group
 from ingester.commands.reconcile_report import Reconciliation, document, lines
 from ingester.config import load
+from ingester.core.receipt import Receipt
 from ingester.core.record import TopicPartition
+from ingester.core.start import is_to_be_judged
 from ingester.errors import (
     EXIT_MISMATCH,
     EXIT_OK,
@@ -124,7 +126,8 @@ async def _reconcile(
     _refuse_missing({each.name for each in everything}, asked)
     found = [each for each in everything if each.has_committed or each.start.halt_reason]
     committed = await admin.committed_offsets(settings.group_id)
-    chosen = _chosen([each.name for each in found if each.name in committed], asked)
+    settled = [each for each in everything if each.name in committed or _was_replayed(each)]
+    chosen = _chosen([each.name for each in settled], asked)
     if not chosen:
         raise await _nothing_committed(settings, admin, asked)
     scope = chosen if asked else None
@@ -159,13 +162,19 @@ def _refuse_missing(
             raise UsageError(f"{topic} has no partition {number}; it has 0 to {last}")
 
 
+def _was_replayed(standing: Standing) -> bool:
+    """Whether only replays have settled something of it: then its receipts are what there is."""
+    notes = [*enumerate(standing.notes)]
+    return not is_to_be_judged(notes) and any(isinstance(each, Receipt) for _, each in notes)
+
+
 def _chosen(
-    committed: Sequence[TopicPartition], asked: Sequence[tuple[str, int | None]]
+    settled: Sequence[TopicPartition], asked: Sequence[tuple[str, int | None]]
 ) -> Collection[TopicPartition]:
-    """Return the partitions that are asked about, of those that the group has committed."""
+    """Return the partitions that are asked about, of those of which something is settled."""
     return {
         name
-        for name in committed
+        for name in settled
         for topic, partition in asked or [(name.topic, None)]
         if name.topic == topic and partition in {None, name.partition}
     }

@@ -13,8 +13,9 @@ from ingester.core.audit import DISCREPANCIES, Finding
 from ingester.core.intent import Range
 from ingester.core.ranges import intersected, length
 from ingester.core.record import TopicPartition
-from ingester.tables import Table, harmless
+from ingester.tables import Table, counted, harmless, sentence
 
+_LOG_END: Final = 2**63 - 1  # beyond every offset
 _SHOWN_MAX: Final = 50  # findings, and keys; --json has all
 _KEY_SHOWN_MAX: Final = 100  # of the characters of one that cannot be asked for
 
@@ -77,7 +78,8 @@ def _coverage_rows(found: Reconciliation) -> Iterator[tuple[str, ...]]:
 
 
 def _covered(audit: Audit, name: TopicPartition) -> int:
-    below: list[Range] = [(0, audit.committed.get(name, 0))]
+    """What receipts cover below the committed offset, or where replays were, if there is none."""
+    below: list[Range] = [(0, audit.committed.get(name, _LOG_END))]
     return length(intersected(audit.partitions[name].covered.ranges, below))
 
 
@@ -87,7 +89,7 @@ def _findings(found: Reconciliation) -> Iterator[str]:
     others = [each for each in findings if each.kind not in DISCREPANCIES]
     yield ""
     if wrong:
-        yield f"Coverage: {len(wrong)} discrepancies."
+        yield f"Coverage: {counted(len(wrong), 'discrepancy', 'discrepancies')}."
     else:
         yield "Coverage: every record below the committed offsets is accounted for, once."
     for each in [*wrong, *others][:_SHOWN_MAX]:
@@ -100,10 +102,12 @@ def _totals(found: Reconciliation) -> Iterator[str]:
     results = found.results
     yield ""
     if not results:
-        yield f"Totals: {found.agreed} keys, and PacSpace has of each what the receipts say."
+        keys = counted(found.agreed, "key")
+        yield f"Totals: {keys}, and PacSpace has of each what the receipts say."
         return
-    keys = found.agreed + len(results)
-    yield f"Totals: {len(results)} of {keys} keys do not agree (yet)."
+    keys = counted(found.agreed + len(results), "key")
+    do = "does" if len(results) == 1 else "do"
+    yield f"Totals: {len(results):,} of {keys} {do} not agree (yet)."
     kafka = () if found.audit.log_bits is None else ("KAFKA", "COUNTED AGAIN")
     headings = ("KEY", "ACCOUNT", *kafka, "RECEIPTS", "PACSPACE", "DIFFERENCE", "STATUS")
     yield from Table(headings).lines([*_key_rows(found)])
@@ -111,7 +115,8 @@ def _totals(found: Reconciliation) -> Iterator[str]:
         yield f"  and {len(results) - _SHOWN_MAX} more (--json has all)"
     for key, trail in [*found.trails.items()][:_SHOWN_MAX]:
         places = ", ".join(f"{name}{shown(range_)}" for name, range_ in trail.extents.items())
-        yield f"{harmless(key)} is in {trail.receipts} receipts{' of ' if places else ''}{places}"
+        receipts = counted(trail.receipts, "receipt")
+        yield f"{harmless(key)} is in {receipts}{' of ' if places else ''}{places}"
         for each in trail.suspects:
             yield f"  look at {each.partition}{shown(each.range)}: {each.bits} bits; {each.reason}"
 
@@ -137,7 +142,7 @@ def _words(result: KeyResult) -> str:
 
 def _remarks(found: Reconciliation) -> Iterator[str]:
     for halt in found.halts:
-        yield f"{halt}."
+        yield sentence(halt)
     for key, reason in sorted(found.not_asked.items())[:_SHOWN_MAX]:
         yield (
             f"The balance of the key {harmless(key, _KEY_SHOWN_MAX)!r} cannot be asked for, and is"
@@ -146,7 +151,8 @@ def _remarks(found: Reconciliation) -> Iterator[str]:
     if len(found.not_asked) > _SHOWN_MAX:
         yield f"  and {len(found.not_asked) - _SHOWN_MAX} more (--json has all)"
     for place, count in found.audit.foreign.items():
-        yield f"{count} records of {place} are no receipts; they were left aside."
+        are, were = ("is", "it was") if count == 1 else ("are", "they were")
+        yield f"{counted(count, 'record')} of {place} {are} no receipt; {were} left aside."
 
 
 def _verdict(found: Reconciliation) -> str:

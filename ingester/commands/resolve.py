@@ -46,6 +46,7 @@ from ingester.errors import ConfigurationError, RefusedError, UsageError
 from ingester.kafka.admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.kafka.receipts import Receipts
 from ingester.settings import LedgerSettings
+from ingester.tables import counted
 
 _TARGET = re.compile(
     r"(?P<topic>[^:]+)(:(?P<partition>\d{1,9})(:(?P<offset>\d{1,18}))?)?", re.ASCII
@@ -324,8 +325,10 @@ def _skip(standing: Standing, offset: int) -> tuple[Range, str]:
             f" {standing.log_begins}, {standing.start.offset} is the next offset to be settled, so"
             f" {missing}"
         )
+    were, them = ("is", "it") if standing.missing_offsets == 1 else ("are", "them")
     missing = (
-        f"{standing.missing_offsets} offsets are missing, and it is not known what was in them."
+        f"{counted(standing.missing_offsets, 'offset')} {were} missing, and it is not known what"
+        f" was in {them}."
     )
     sentences = [f"{standing.name}{shown(gap)} is passed without being settled: {missing}"]
     if gap[1] > standing.log_begins:

@@ -11,7 +11,7 @@ from ingester.core.agreement import Agreement, KeyResult
 from ingester.core.audit import DISCREPANCIES, Finding
 from ingester.core.receipt import Replay
 from ingester.core.statement import Line, Statement, Tally
-from ingester.tables import CsvTable, Table, harmless
+from ingester.tables import CsvTable, Table, harmless, sentence
 
 _KEY_SHOWN_MAX: Final = 100  # of the characters of one that cannot be asked for
 _COLUMNS: Final = (
@@ -82,7 +82,7 @@ class Account:
             said.append(
                 "The receipts do not cover each record once: `ingester reconcile` says where."
             )
-        said += [f"Halted: {each}." for each in self.halts]
+        said += [f"Halted: {sentence(each)}" for each in self.halts]
         if any(each.kind == "in_doubt" for each in self.findings):
             said.append("A batch is in doubt: `ingester reconcile` says which.")
         for key, reason in sorted(self.not_asked.items()):

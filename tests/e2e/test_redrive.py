@@ -194,7 +194,7 @@ async def test_a_dry_run_writes_nothing(
 
     shown = dlq(group, "redrive", "--set", "bits={bits}0", "--dry-run", exit_code=1).stdout
 
-    assert "1 dead letters to send, with 10 bits" in shown
+    assert "1 dead letter to send, with 10 bits" in shown
     assert f"{letters}:0:0" in shown
     assert "1 would be refused still" in shown
     assert "`bits` must be a string, a number or a boolean" in shown

@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import TopicFactory
 from tests.support.processes import Ingesters
 from tests.support.simulator import Simulator
+from tests.support.waiting import eventually
 from tests.support.workers import Group, Worker, totals, usage
 
 GroupOf = Callable[..., Group]
@@ -142,6 +143,36 @@ async def test_a_name_is_used_once(
     refused = replay(group, "--plan", str(tmp_path / "2.json"), exit_code=64)
     assert "another one had that name" in refused.stderr
     assert simulator.report()["keys"] == totals([*usage(200), *usage(10)])
+
+
+async def test_what_only_replays_have_settled_is_reconciled(
+    group_of: GroupOf, topic: TopicFactory, replay: Run, ingesters: Ingesters, tmp_path: Path
+) -> None:
+    """From their receipts, for the group has committed nothing; and nothing of it is behind."""
+    group = group_of(await topic(1))
+    await group.produce(usage(50))
+    replay(group, "--unreceipted", "--save", str(tmp_path / "plan.json"))
+
+    asked = ("reconcile", "--from-topic")
+    found = eventually_agreed(lambda: ingesters.run(*asked, settings=group.settings()))
+    looked = ingesters.run("status", settings=group.settings(http_listen="off"))
+
+    headings, row, *_ = found.splitlines()
+    assert dict(zip(headings.split()[:5], row.split()[:5], strict=True)) == {
+        "PARTITION": f"{group.topics[0]}:0",
+        "COMMITTED": "-",
+        "LOG": "[0,50)",
+        "RECEIPTS": "1",
+        "COVERED": "50",
+    }
+    assert "Nothing needs somebody; 0 offsets are still to be settled." in looked.stdout
+
+
+def eventually_agreed(run: Callable[[], subprocess.CompletedProcess[str]]) -> str:
+    """What it prints as soon as all balances are verified."""
+    ended = eventually(lambda: ended if (ended := run()).returncode != 2 else None)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
 
 
 def test_a_period_that_is_empty_is_refused(group_of: GroupOf, replay: Run) -> None:
