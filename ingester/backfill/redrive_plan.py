@@ -14,7 +14,7 @@ from ingester.arguments import who
 from ingester.audit.letters import Letters, opened
 from ingester.backfill.plan import Counts, Plan, Redrive
 from ingester.core.batch import BatchBuilder, BatchLimits
-from ingester.core.event import UsageEvent
+from ingester.core.event import Rejection, UsageEvent
 from ingester.core.intent import Range
 from ingester.core.letters import Choice, Letter
 from ingester.core.mapping import CorrectedDecode, correction_of
@@ -26,6 +26,7 @@ _SHOWN_MAX: Final = 20
 _REASONS_MAX: Final = 1000  # what is told apart: a detail may quote what differs each time
 _OTHERS: Final = "(others)"
 _REPEATED_MAX: Final = 5000  # of one partition: they have to fit one record of the receipts topic
+_NOT_CORRECTED: Final = "not_corrected"  # in place of the code: a template does not fit the value
 _SETTLED: Final = "its record became an item all the same: a receipt says that PacSpace has it"
 
 Repeated = tuple[int, str, int, int]  # as of `core.receipt.Replay.repeated`
@@ -81,7 +82,8 @@ async def choose(
 ) -> tuple[Chosen, Letters]:
     """Read all letters, and judge those that are wanted as the worker will."""
     letters = await opened(settings, choice, to_send=True)
-    decode = CorrectedDecode(settings.unknown_members, correction_of(sets, removes))
+    correction = correction_of(sets, removes)
+    decode = CorrectedDecode(settings.unknown_members, correction)
     limits = BatchLimits(sys.maxsize, settings.body_bytes_max, linger_seconds=0)
     chosen = Chosen()
     async for letter in letters.read(replace(choice, redriven=False)):
@@ -91,6 +93,10 @@ async def choose(
         reason = _SETTLED if letter.settled else letters.settlements.settled_by(letter.origin)
         if reason is not None:
             chosen.passed[reason] += 1
+            continue
+        corrected = correction.apply(letter.record.value)
+        if isinstance(corrected, Rejection):
+            chosen.refuse(Refusal(_NOT_CORRECTED, corrected.detail))
             continue
         batch = BatchBuilder(letter.place, 0, limits, decode).form([letter.record])
         for dead in batch.dead_letters:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -311,3 +312,57 @@ async def test_a_redrive_beside_another(
     assert f"the redrive {held_by} by" in refused.stderr
     assert not second.exists()
     assert simulator.report()["items"] == 30
+
+
+async def test_a_redriven_letter_says_how_it_was_corrected(
+    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, go: Run
+) -> None:
+    """And by whom and why; nothing of it reads as if it were counted twice."""
+    name = await topic(1)
+    group = group_of(name)
+    worker = group.start()
+    await group.produce([{"key": "k", "accountId": "a", "bits": "7"}], partition=0)
+    await group.settled()
+    stop(worker)
+
+    redriven = go(group, "dlq", "redrive", *FIX, "--reason", "bits were text", "--json")
+    explained = go(group, "explain", f"{name}:0:0").stdout
+
+    assert "corrected        --set bits={bits}" in explained
+    assert ": bits were text" in explained
+    assert "forced" not in explained
+    assert [each["forced"] for each in json.loads(redriven.stdout)["plans"]] == [False]
+    assert simulator.report()["items"] == 1
+
+
+async def test_the_hint_of_a_halted_redrive_works(
+    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, go: Run
+) -> None:
+    """The settings that it names show what it has in doubt."""
+    name = await topic(1)
+    letters = await topic(1, name=f"{name}.dead-letters")
+    group = group_of(name)
+    await hand_written(group, [7])
+    simulator.add_faults({"match": {"method": "POST"}, "effect": {"kind": "answer", "status": 409}})
+
+    halted = go(group, "dlq", "redrive", *FIX, exit_code=75)
+    (hint,) = re.findall(r"INGESTER_(TOPIC)=(\S+) INGESTER_(GROUP_ID)=(\S+)", halted.stderr)
+    changed = {hint[0].lower(): hint[1], hint[2].lower(): hint[3]}
+    resolve = go(group, "resolve", **changed)
+
+    assert f"{letters}:0[0,1)" in resolve.stdout
+
+
+async def test_a_template_that_does_not_fit_is_told_from_what_is_missing(
+    group_of: GroupOf, topic: TopicFactory, go: Run
+) -> None:
+    """The correction is at fault, and not the letter's own member."""
+    name = await topic(1)
+    await topic(1, name=f"{name}.dead-letters")
+    group = group_of(name)
+    await hand_written(group, [7])
+
+    dry = ("dlq", "redrive", "--set", "key={region}", "--dry-run", "--json")
+    told = json.loads(go(group, *dry, exit_code=1).stdout)
+
+    assert [each["code"] for each in told["refused"]] == ["not_corrected"]
