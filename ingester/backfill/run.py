@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
+from ingester.backfill.beside_letters import redriven, settled_since
 from ingester.backfill.plan import Plan, Redrive
 from ingester.backfill.replay_report import Summary
 from ingester.backfill.scope import intended, unaccounted
@@ -169,7 +170,35 @@ class ReplayRun:
         await self._note("started", unclaimed)
         # Workers that had joined before do not know of the claim; who joins from now on does.
         await self._look_beside(self._extents)
+        await self._refuse_if_counted()
         return True
+
+    async def _refuse_if_counted(self) -> None:
+        """UsageError where its letters were counted as records since it was made, or the reverse.
+
+        It is looked for behind the claim, which whoever plans from now on sees.
+        """
+        if self._plan.redrive is not None:
+            settled = await settled_since(self._live, self._plan)
+            if settled is not None:
+                await self._note("ended", self._extents)  # in vain: nothing of it was sent
+                raise UsageError(
+                    f"a letter is not to be sent any more since the plan was made, that of"
+                    f" {settled}. Make the plan again"
+                )
+        elif not self._plan.forced:
+            sent = await redriven(self._live, self._plan.topic, self._extents)
+            counted_twice = [
+                str(name)
+                for name, selected in self._replaying.selected.items()
+                if intersected(selected, sent.get(name, ()))
+            ]
+            if counted_twice:
+                await self._note("ended", self._extents)
+                raise UsageError(
+                    f"dead letters of {', '.join(counted_twice)} were redriven since the plan was"
+                    " made, and it has their records. Make the plan again"
+                )
 
     async def _is_carried_out(self) -> bool:
         stored = await self._admin.committed_offsets(self._settings.group_id)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from ingester.arguments import who
 from ingester.audit.doubts import replay_group_id
-from ingester.audit.letters import Letters
+from ingester.backfill.beside_letters import redriven
 from ingester.backfill.plan import Counts, Plan
 from ingester.core.event import Decode, Rejection, UsageEvent, event_decoder
 from ingester.core.intent import Range, Unreadable, decode
@@ -74,12 +74,12 @@ class Selection:
         notes = await self._notes(asked)
         self._check_group(asked, stored, notes)
         await self._check_name(notes)
-        redriven = {} if scope.forced else await self._redriven(asked)
+        passed = {} if scope.forced else await redriven(settings, scope.topic, asked)
         unsettled: dict[TopicPartition, list[Range]] = {}
         receipted = skipped = 0
         for name, bounds in asked.items():
             scoped = subtracted([bounds], [kept[name]] if name in kept else [])
-            known = merged([*_receipted(notes[name]), *redriven.get(name, ())])
+            known = merged([*_receipted(notes[name]), *passed.get(name, ())])
             settled = intersected(scoped, known)
             others = _left_out(notes[name], stored.get(name))
             left_out = intersected(subtracted(scoped, settled), others)
@@ -156,19 +156,6 @@ class Selection:
         there = [name for name in asked if name.partition < count]
         found = await Receipts(settings).notes({}, dict.fromkeys(there, 0))
         return {name: found.get(name, ()) for name in asked}
-
-    async def _redriven(
-        self, asked: Iterable[TopicPartition]
-    ) -> Mapping[TopicPartition, Sequence[Range]]:
-        """What dead letters of it a redrive has sent, which only their own receipts say."""
-        settings = self._settings.model_copy(update={"topic": (self._scope.topic,)})
-        letters_topic = settings.dead_letter_topic_for(self._scope.topic)
-        places = [letters_topic, settings.receipts_topic_for(letters_topic)]
-        facts = await self._admin.describe(places, settings.group_id)
-        if not all(facts.partitions.get(place) for place in places):
-            return {}
-        redriven = (await Letters.open(settings)).redriven
-        return {name: merged((at, at + 1) for at in redriven.of(name)) for name in asked}
 
     def _check_group(
         self,

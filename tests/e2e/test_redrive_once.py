@@ -131,6 +131,37 @@ async def test_a_letter_of_a_time_without_receipts(
     assert simulator.report()["keys"] == {"usage-c": {"bits": 7, "items": 1}}
 
 
+@pytest.mark.parametrize("first", ["replay", "redrive"])
+async def test_a_plan_whose_records_were_counted_since(
+    group_of: GroupOf,
+    topic: TopicFactory,
+    simulator: Simulator,
+    go: Run,
+    tmp_path: Path,
+    first: str,
+) -> None:
+    """It is refused, be it one of records whose letters were sent, or of letters."""
+    name = await topic(1)
+    group = group_of(name)
+    simulator.add_faults(CLOSED)
+    worker = group.start(receipts="off")
+    await group.produce([OF_CLOSED], partition=0)
+    await group.settled()
+    stop(worker)
+    simulator.clear_faults()
+    plan = str(tmp_path / "plan.json")
+    replay = ("replay", name, "--unreceipted", "--below-committed", "--reason", "r")
+    redrive = ("dlq", "redrive")
+    planned, other = (redrive, replay) if first == "replay" else (replay, redrive)
+
+    go(group, *planned, "--dry-run", "--save", plan)
+    go(group, *other)
+    refused = go(group, "replay", "--plan", plan, exit_code=64)
+
+    assert "since the plan was made" in refused.stderr
+    assert simulator.report()["keys"] == {"usage-c": {"bits": 7, "items": 1}}
+
+
 async def test_a_letter_whose_record_a_forced_replay_has_counted(
     group_of: GroupOf, topic: TopicFactory, simulator: Simulator, go: Run
 ) -> None:
