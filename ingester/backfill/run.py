@@ -242,7 +242,7 @@ class ReplayRun:
         )
         if doubtful:
             raise UsageError(
-                f"{what} {', '.join(doubtful)} has batches in doubt"
+                f"{what} In doubt are batches of {', '.join(doubtful)}"
                 f" ({self._as_its_group} ingester resolve), so that workers"
                 " wait as before. When you have compared the balances, let them go on (ingester"
                 " resolve TOPIC:PARTITION:OFFSET --as resend), and make another plan"

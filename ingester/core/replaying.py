@@ -105,5 +105,6 @@ def _rival(replay: str, notes: Sequence[tuple[int, Note]], extent: Range) -> Rep
 def _taken(name: TopicPartition, rival: Replay) -> str:
     return (
         f"the replay {rival.name} has {name}[{rival.first_offset},{rival.next_offset}) since"
-        f" {rival.at}, and has not ended. Let it end, or continue it, and repeat this one"
+        f" {rival.at}, and has not ended. Let it end, continue it, or give it up (`ingester resolve"
+        f" {name}` says how), and repeat this one"
     )
