@@ -12,6 +12,7 @@ from typing import Final
 from ingester.audit.books import Entry, LetterEntry, dead_letters, extents, notes
 from ingester.audit.doubts import DoubtSettings, Standing, formed, standings
 from ingester.core.batch import Batch, idempotency_key
+from ingester.core.event import event_decoder
 from ingester.core.fate import Evidence, Fate, Place, covering, evidence, fate_of
 from ingester.core.intent import Range
 from ingester.core.receipt import Receipt, Replay, Resolution
@@ -36,6 +37,8 @@ class Account:
     mistaken: Sequence[Entry]
     """Receipts of other records that were at its offset."""
     letters: Sequence[LetterEntry]
+    letters_gone: int
+    """How many dead letters of its batch are deleted: it may have been one of them."""
     redrives: Sequence[Entry]
     """Receipts of those letters."""
     redrive_claims: Mapping[str, Replay]
@@ -64,13 +67,23 @@ async def account_of(settings: DoubtSettings, name: TopicPartition, offset: int)
     noted = await _entries_on(settings, name, offset, record)
     mistaken = [each for each in noted if await _is_of_others(settings, each, logs[name], record)]
     entries = [each for each in noted if each not in mistaken]
-    letters: Sequence[LetterEntry] = ()
+    of_batch: Sequence[LetterEntry] = ()
+    receipt = next((each.note for each in entries if isinstance(each.note, Receipt)), None)
     if offset < ends and not _is_without_dead_letters(entries):
-        letters = await _letters_of(settings, name, offset)
+        range_ = receipt.range if receipt else (offset, offset + 1)
+        of_batch = await _letters_of(settings, name, range_)
+    letters = [each for each in of_batch if each.origin.offset == offset]
+    left = len({each.origin.offset for each in of_batch})
     committed = standing.commit.next_offset if standing else None
     place = Place(offset, committed, begins, ends, record is not None)
     intent = next(iter(standing.doubts_at(offset)), None) if standing else None
-    said = evidence([entry.note for entry in entries], dead_letters=len(letters), intent=intent)
+    decode = event_decoder(settings.unknown_members)
+    said = evidence(
+        [entry.note for entry in entries],
+        dead_letters=len(letters),
+        intent=intent,
+        is_event=record is None or isinstance(decode(record.value), tuple),
+    )
     fate = fate_of(place, said)
     redrives, redrive_claims = await _redrives_of(settings, letters)
     batches = await formed(settings, standing) if standing and fate == "in_doubt" else {}
@@ -82,6 +95,7 @@ async def account_of(settings: DoubtSettings, name: TopicPartition, offset: int)
         entries=entries,
         mistaken=mistaken,
         letters=letters,
+        letters_gone=max(0, receipt.dead_letters - left) if receipt else 0,
         redrives=redrives,
         redrive_claims=redrive_claims,
         record=record,
@@ -157,13 +171,13 @@ def _is_without_dead_letters(entries: Sequence[Entry]) -> bool:
 
 
 async def _letters_of(
-    settings: DoubtSettings, name: TopicPartition, offset: int
+    settings: DoubtSettings, name: TopicPartition, range_: Range
 ) -> Sequence[LetterEntry]:
     opened = await extents(settings, [settings.dead_letter_topic_for(name.topic)])
     return [
         letter
         async for letter in dead_letters(settings, opened, {name.topic})
-        if (letter.origin.partition, letter.origin.offset) == (name, offset)
+        if letter.origin.partition == name and range_[0] <= letter.origin.offset < range_[1]
     ]
 
 

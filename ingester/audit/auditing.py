@@ -103,6 +103,7 @@ class Auditor:
         )
         boundaries = await self._read_notes(audit)
         await self._settle_disputes(audit)
+        await self._tell_letters(audit)
         await self._find_gaps(audit)
         await self._compare_records(audit)
         if audit.log_bits is not None:
@@ -216,6 +217,25 @@ class Auditor:
             if self._keys is None or key in self._keys:
                 sums[key] = sums.get(key, 0) + bits
 
+    async def _tell_letters(self, audit: Audit) -> None:
+        """Count the events of receipts whose dead letters are gone in part."""
+        decode = event_decoder(self._settings.unknown_members)
+        for name, partition in audit.partitions.items():
+            if not partition.letters_gone or name.topic in self._letter_topics:
+                continue
+            gone = sorted(partition.letters_gone)
+            counts = dict.fromkeys(gone, 0)
+            ground = intersected(merged(gone), [audit.logs[name]])
+            async for records in ranges_of(self._settings, name, ground):
+                for record in records:
+                    offset = record.offset
+                    if partition.dead_letters.within(offset, offset + 1):
+                        continue
+                    range_ = gone[bisect_right(gone, (offset, 2**63)) - 1]
+                    counts[range_] += isinstance(decode(record.value), tuple)
+            for range_, count in counts.items():
+                partition.tell(range_, count)
+
     async def _find_gaps(self, audit: Audit) -> None:
         """Look into the log where no note says anything: there may be no record there."""
         for name in audit.scope:
@@ -263,8 +283,12 @@ class Auditor:
             settled = merged([(begins, audit.committed.get(name, begins)), *covered])
             skipped = merged(each.range for each in partition.skipped)
             beyond = [(max(begins, boundaries.get(name, 0)), audit.logs[name][1])]
-            unsettled = subtracted(skipped, covered)
-            wanted[name] = subtracted(intersected(settled, beyond), unsettled)
+            gone = [*partition.letters_gone, *partition.dead_whole]
+            beside = merged([*subtracted(skipped, covered), *gone])
+            wanted[name] = subtracted(intersected(settled, beyond), beside)
+            for receipt in partition.letters_gone.values():
+                if begins <= receipt.first_offset:
+                    self._add(sums, receipt.bits_by_key)
         ranges = {name: (each[0][0], each[-1][1]) for name, each in wanted.items() if each}
         with bar("records read", sum(end - at for at, end in ranges.values())) as advance:
             async for name, records in stream(self._settings, ranges):

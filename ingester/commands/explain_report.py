@@ -27,7 +27,13 @@ def headline(account: Account) -> str:
     place, found = account.place, account.evidence
     match account.fate:
         case "settled":
-            return f"{where} is settled: {_settled((found.counted or found.receipts)[0])}."
+            settled = _settled((found.counted or found.receipts)[0])
+            if account.letters_gone and not found.counted:
+                return (
+                    f"{where} is settled, or was one of {account.letters_gone} dead letters of its"
+                    f" batch that were deleted, which cannot be told: {settled}."
+                )
+            return f"{where} is settled: {settled}."
         case "dead_lettered":
             if not account.letters:
                 return (

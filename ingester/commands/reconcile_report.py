@@ -159,6 +159,8 @@ def _verdict(found: Reconciliation) -> str:
     if found.verdict == "agreed":
         again = any(each.kind == "counted_again" for each in found.findings)
         kafka = "Kafka with what was counted again by force" if again else "Kafka"
+        if any(each.kind == "letters_gone" for each in found.findings):
+            return f"Nothing differs, as far as it can be told: {kafka}, the receipts and PacSpace."
         if found.not_asked:
             return f"What can be compared agrees: {kafka}, the receipts and PacSpace."
         return f"All agree: {kafka}, the receipts and PacSpace."

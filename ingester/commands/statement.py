@@ -223,6 +223,8 @@ async def _read(
     skipped = {
         name: merged(each.range for each in audit.partitions[name].skipped) for name in since
     }
+    untold = {name: merged(audit.partitions[name].letters_gone) for name in since}
+    dead_whole = {name: merged(audit.partitions[name].dead_whole) for name in since}
     with bar("records read", sum(end - at for at, end in extents.values())) as advance:
         async for name, records in stream(settings, extents):
             for record in records:
@@ -237,8 +239,9 @@ async def _read(
                         decoded[0],
                         occasion,
                         settlement,
-                        dead=dead.holds(name, offset),
+                        dead=dead.holds(name, offset) or holds(dead_whole[name], offset),
                         skipped=holds(skipped[name], offset),
+                        untold=holds(untold[name], offset),
                     )
                     for replay in proofs.recounts_of(name, offset):
                         stated.recounted.setdefault(replay, Tally()).add(decoded[0].bits)

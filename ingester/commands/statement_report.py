@@ -54,7 +54,8 @@ class Account:
         """The worst of all."""
         statuses = {each.status for each in self.results.values()}
         kinds = {each.kind for each in self.findings}
-        if self.lost or kinds & DISCREPANCIES or statuses & {"mismatch", "unknown_key"}:
+        gone = self.lost or self.statement.untold.events
+        if gone or kinds & DISCREPANCIES or statuses & {"mismatch", "unknown_key"}:
             return "discrepancy"
         waits = self.statement.waiting.events or self.halts or "in_doubt" in kinds
         return "pending" if statuses or waits else "agreed"
@@ -64,6 +65,12 @@ class Account:
         """What a reader has to know beside the lines."""
         statement = self.statement
         said = [f"Incomplete: {each}." for each in self.lost]
+        if statement.untold.events:
+            said.append(
+                f"Incomplete: {_counted(statement.untold)} are in no line, for they are in batches"
+                " of which dead letters were deleted, and may have been among these; `ingester"
+                " reconcile` names the batches."
+            )
         if statement.waiting.events:
             said.append(f"Not settled yet, and in no line: {_counted(statement.waiting)}.")
         if statement.refused.events:
@@ -208,6 +215,7 @@ def document(found: Account) -> dict[str, object]:
         "madeAt": _second(found.made_at),
         "verdict": found.verdict,
         "complete": statement.is_whole and not found.lost,
+        "untold": {"events": statement.untold.events, "bits": statement.untold.bits},
         "lines": [
             {
                 "key": line.key,

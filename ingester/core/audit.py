@@ -31,6 +31,7 @@ FindingKind = Literal[
     "repeated",
     "skipped",
     "lost",
+    "letters_gone",
     "counted_again",
 ]
 DISCREPANCIES: frozenset[FindingKind] = frozenset(
@@ -133,6 +134,10 @@ class PartitionAudit:
     """Receipts of ground that others had covered."""
     outermost: list[Receipt] = field(default_factory=list)
     """The first and the last whose records the log can have, to see whether it has those."""
+    letters_gone: dict[Range, Receipt] = field(default_factory=dict)
+    """Receipts of what the log has, with more dead letters than are left: `tell` takes out some."""
+    dead_whole: list[Range] = field(default_factory=list)
+    """Receipts of nothing but dead letters, of which some are gone."""
     findings: list[Finding] = field(default_factory=list)
     receipts: int = 0
 
@@ -205,6 +210,10 @@ class PartitionAudit:
         range_ = receipt.range
         found = len(self.dead_letters.within(*range_))
         if found < receipt.dead_letters and not self.dead_letters_are_complete:
+            if not receipt.items:
+                self.dead_whole.append(receipt.range)
+            elif self.log[0] < receipt.next_offset:
+                self.letters_gone[receipt.range] = receipt
             return
         if found != receipt.dead_letters:
             self._find(
@@ -213,6 +222,24 @@ class PartitionAudit:
                 f"the receipt counts {receipt.dead_letters} dead letters and {receipt.items} items,"
                 f" and the dead-letter topic has {found} of its records",
             )
+
+    def tell(self, range_: Range, events: int) -> None:
+        """Compare how many events the log has beside known dead letters with a receipt's items.
+
+        With as many, none of the letters that are gone was an event; or else it cannot be told
+        which of them were settled.
+        """
+        receipt = self.letters_gone[range_]
+        if events == receipt.items:
+            del self.letters_gone[range_]
+            return
+        left = len(self.dead_letters.within(*range_))
+        self._find(
+            "letters_gone",
+            range_,
+            f"the receipt counts {receipt.dead_letters} dead letters, and {left} are left: which of"
+            f" its {events} events the {receipt.items} items were cannot be told",
+        )
 
     def judge_ground(self, committed: int) -> list[Range]:
         """Find what the notes alone say is wrong below the committed offset.

@@ -59,6 +59,8 @@ class Evidence:
     """How many dead letters it has: more than one after a crash."""
     intent: Intent | None = None
     """The batch in doubt that it is a part of."""
+    is_event: bool = True
+    """Whether the record is a usage event, as far as it can be seen."""
 
     @property
     def counted(self) -> Sequence[Receipt]:
@@ -72,7 +74,11 @@ def covering(offset: int, notes: Sequence[Note]) -> Sequence[Note]:
 
 
 def evidence(
-    notes: Sequence[Note], *, dead_letters: int = 0, intent: Intent | None = None
+    notes: Sequence[Note],
+    *,
+    dead_letters: int = 0,
+    intent: Intent | None = None,
+    is_event: bool = True,
 ) -> Evidence:
     """Sort what covers one offset by what it is."""
     replays = [note for note in notes if isinstance(note, Replay)]
@@ -83,6 +89,7 @@ def evidence(
         [note for note in replays if note.name not in ended],
         dead_letters,
         intent,
+        is_event,
     )
 
 
@@ -99,8 +106,8 @@ def fate_of(place: Place, found: Evidence) -> Fate:
     if place.is_in_log and not place.holds_record:
         return "no_record"
     if found.receipts:
-        alone = [each for each in found.receipts if each.items]
-        return "settled" if alone else "dead_lettered"
+        may_be = found.is_event and any(each.items for each in found.receipts)
+        return "settled" if found.counted or may_be else "dead_lettered"
     if any(each.decision == "skipped" for each in found.decisions):
         return "skipped"
     if found.intent is not None:

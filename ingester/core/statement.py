@@ -120,6 +120,8 @@ class Statement:
     """In the dead-letter topic, and not redriven."""
     skipped: Tally = field(default_factory=Tally)
     """Passed by somebody's decision, without a receipt."""
+    untold: Tally = field(default_factory=Tally)
+    """In a batch of which dead letters are gone: these, or settled."""
     recounted: dict[str, Tally] = field(default_factory=dict)
     """By replay: what was counted again by force, in the lines or not."""
     broken: Counter[str] = field(default_factory=Counter)
@@ -139,6 +141,7 @@ class Statement:
         *,
         dead: bool = False,
         skipped: bool = False,
+        untold: bool = False,
         sent_from: TopicPartition | None = None,
     ) -> None:
         """Take an event of the account and the period.
@@ -150,6 +153,8 @@ class Statement:
             self.refused.add(event.bits)
         elif settlement is None and skipped:
             self.skipped.add(event.bits)
+        elif settlement is not None and untold:
+            self.untold.add(event.bits)
         elif settlement is None:
             self.waiting.add(event.bits)
         else:
@@ -179,7 +184,7 @@ class Statement:
     @property
     def _beside(self) -> int:
         """How much is in no line."""
-        tallies = (self.waiting, self.refused, self.skipped)
+        tallies = (self.waiting, self.refused, self.skipped, self.untold)
         return sum(each.events for each in tallies) + self.broken.total()
 
     @property

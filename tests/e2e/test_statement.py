@@ -52,6 +52,14 @@ def state(ingesters: Ingesters) -> State:
     return run
 
 
+async def empty(servers: str, topic: str) -> None:
+    """Delete all records of a topic, as retention does."""
+    async with admin(servers) as client:
+        for each in {record.partition for record in await read_all(servers, topic)}:
+            where = TopicPartition(topic, each)
+            await client.delete_records({where: RecordsToDelete(before_offset=-1)})
+
+
 def told(state: State, group: Group, *arguments: str, **more: Any) -> dict[str, Any]:
     return dict(json.loads(state(group, *JUNE, "--json", *arguments, **more).stdout))
 
@@ -309,6 +317,37 @@ async def test_what_retention_took_is_said(settled: Group, state: State) -> None
     assert found["lines"][0]["bits"] == 57
     later = ("--account", "acme", "--from", "2025-06-21", "--to", "2025-07-01")
     assert "Incomplete" not in state(settled, *later).stdout
+
+
+async def test_events_whose_letters_were_deleted_are_not_said_to_be_settled(
+    settled: Group, state: State, ingesters: Ingesters
+) -> None:
+    """A refused one stays a dead letter; in a batch with settled ones it cannot be told."""
+    (name,) = settled.topics
+    letters = f"{name}.dead-letters"
+    await empty(settled.servers, letters)
+
+    found = told(state, settled)
+    kafka = ingesters.run("reconcile", "--from-topic", settings=settled.settings())
+
+    assert found["deadLetters"] == {"events": 1, "bits": 5}
+    assert (found["totals"]["bits"], kafka.returncode) == (74, 0)
+    notes = [json.loads(each.value) for each in await read_all(settled.servers, f"{name}.receipts")]
+    (single,) = [each for each in notes if (each["partition"], each["items"]) == (1, 1)]
+    at = moment("2025-06-30T00:00:00")
+    more = [event("acme-api", "acme", 9), event("acme-api", "acme", 4)]
+    await produce(settled.servers, name, more, partition=1, timestamp_ms=at)
+    mixed = single | {
+        "firstOffset": 1, "nextOffset": 3, "deadLetters": 1, "idempotencyKey": "another",
+        "bits": 9, "bitsByKey": {"acme-api": 9},
+    }  # fmt: skip
+    await produce(settled.servers, f"{name}.receipts", [mixed], partition=1)
+
+    found = told(state, settled, exit_code=1)
+
+    assert found["untold"] == {"events": 2, "bits": 13}
+    assert not found["complete"]
+    assert found["remarks"][0].startswith("Incomplete: 2 events, 13 bits are in no line")
 
 
 async def test_a_balance_that_differs_is_said(settled: Group, state: State) -> None:

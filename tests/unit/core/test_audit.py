@@ -226,3 +226,19 @@ def test_many_repeated_receipts_take_little_time() -> None:
 
     assert (counted, len(audit.findings)) == (10_000, 10_000)
     assert process_time() - began < 5
+
+
+def test_which_letters_are_gone_is_told_where_it_can_be() -> None:
+    """By the number of events that are left: as many as items, or it is said that it cannot be."""
+    notes: list[Note] = [
+        receipt(0, 10, items=8, dead_letters=2),
+        receipt(10, 20, items=8, dead_letters=2),
+        receipt(20, 21, items=0, dead_letters=1),
+    ]
+    audit, _ = audited(notes, dead=(3,), complete=False)
+
+    audit.tell((0, 10), events=8)
+    audit.tell((10, 20), events=9)
+
+    assert said(audit) == [("letters_gone", (10, 20))]
+    assert (list(audit.letters_gone), audit.dead_whole) == ([(10, 20)], [(20, 21)])

@@ -56,6 +56,8 @@ ABOVE: dict[str, Any] = {"next_offset": 5}
         ("dead_lettered", BELOW, {"notes": [receipt(dead_letters=1)], "dead_letters": 1}),
         ("settled", BELOW, {"notes": [receipt(items=0), receipt()], "dead_letters": 1}),
         ("dead_lettered", BELOW, {"notes": [receipt(items=0)]}),
+        ("dead_lettered", BELOW, {"notes": [receipt(dead_letters=1)], "is_event": False}),
+        ("settled", BELOW, {"notes": [receipt(dead_letters=1)], "is_event": True}),
         ("dead_lettered", BELOW, {"notes": [], "dead_letters": 2}),
         ("no_record", BELOW, {"notes": [receipt()], "holds_record": False}),
         ("no_record", BELOW, {"notes": [], "holds_record": False}),
