@@ -79,7 +79,7 @@ def plan_lines(plan: Plan, plan_file: Path | None) -> Iterator[str]:
             f" {plan.group_id} has committed, and left to its workers"
         )
     yield from _below_committed(plan)
-    if plan.counts is not None:
+    if plan.counts is not None and plan.partitions:
         yield from _counted(plan.counts)
     if plan_file is not None and plan.partitions:
         yield f"To carry it out, or to continue it: ingester replay --plan {plan_file}"
@@ -119,7 +119,7 @@ def _counted(counts: Counts) -> Iterator[str]:
     )
     cheapest, dearest = USD_PER_DELTA
     yield (
-        f"{counted(counts.items, 'delta')}, which is what PacSpace charges an event as: at"
+        f"{counted(counts.items, 'delta')}, as PacSpace calls an event that it counts: at"
         f" {cheapest:.3f} to {dearest:.3f} USD each, by plan, {low:,.2f} to {high:,.2f} USD"
     )
     accounts = sorted(counts.items_by_account.items(), key=lambda each: each[1], reverse=True)
