@@ -134,7 +134,7 @@ def _found(account: str | None, config: Path | None) -> AccountKeys | None:
     settings = load(AccountSettings, environ=os.environ, config_file=config).settings
     found = asyncio.run(keys_of(settings, account))
     sys.stderr.write(
-        f"ingester: {account} has {len(found.in_log)} keys in the log of"
+        f"ingester: {harmless(account)} has {len(found.in_log)} keys in the log of"
         f" {', '.join(settings.topics)}; its receipts have {len(found.in_receipts)} that the log"
         " does not, and of these only what PacSpace has for the account is shown\n"
     )

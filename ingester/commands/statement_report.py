@@ -99,7 +99,7 @@ class Account:
             )
         if statement.end_ms > self.made_at.timestamp() * 1000:
             said.append("The period has not ended yet.")
-        return said
+        return list(map(harmless, said))
 
     def _letters_said(self) -> Iterator[str]:
         statement = self.statement

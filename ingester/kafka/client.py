@@ -18,10 +18,12 @@ from aiokafka import errors as kafka_errors
 from ingester.core.record import TopicPartition
 from ingester.errors import ConfigurationError, IngesterError, RefusedError, UnavailableError
 from ingester.kafka.connection import client_options
+from ingester.kafka.reading import UnreadableRecordError, read_in_lists
 from ingester.settings import KafkaSettings
 
 POLL_SECONDS: Final = 0.2  # how long a poll waits for records; bounds how late a stop is noticed
 FETCH_WAIT_SECONDS: Final = 0.1  # a fetch of an idle topic returns empty after this
+_LOOKED_AT_MAX: Final = 500  # records at a time
 _CLOSE_SECONDS_MAX: Final = 3.0  # for saying goodbye to brokers that may be gone
 
 _REFUSALS: Final = (
@@ -104,6 +106,7 @@ async def offsets_since(
         return {}
     asked = {aiokafka.TopicPartition(*name): max(0, moments[name]) for name in moments}
     async with _reader(settings) as reader:
+        read_in_lists(reader, _LOOKED_AT_MAX)
         found = await reader.offsets_for_times(asked)
         begins = await reader.beginning_offsets(list(asked))
         ends = await reader.end_offsets(list(asked))
@@ -119,11 +122,18 @@ async def offsets_since(
 async def _first_since(
     reader: AIOKafkaConsumer, name: aiokafka.TopicPartition, span: tuple[int, int], moment: int
 ) -> int:
-    """Look for a record of a moment or later, one by one."""
+    """Look for a record of a moment or later, one by one; the reader reads in lists."""
     reader.assign([name])
     reader.seek(name, span[0])
     while await reader.position(name) < span[1]:
-        for records in (await reader.getmany(name, timeout_ms=int(POLL_SECONDS * 1000))).values():
+        try:
+            fetched: Any = await reader.getmany(
+                name, timeout_ms=int(POLL_SECONDS * 1000), max_records=1
+            )
+        except UnreadableRecordError as error:
+            reader.seek(name, error.next_offset)
+            continue
+        for records in fetched.get(name, ()):
             for record in records:
                 if record.timestamp >= moment:
                     return int(record.offset)

@@ -115,3 +115,19 @@ async def test_times_are_found_in_a_log_that_has_lost_its_beginning(
         deleted = {ClientPartition(name, 0): RecordsToDelete(before_offset=3)}
         await client.delete_records(deleted)
     assert await since(0, 1000, 4000, 4001, 5000, 9000) == [3, 3, 3, 4, 4, 6]
+
+
+async def test_times_are_found_behind_what_cannot_be_read(
+    kafka: LocalKafka, topic: TopicFactory
+) -> None:
+    """Where brokers find nothing, and a record that nobody can read is in between."""
+    name, servers = await topic(), kafka.bootstrap_servers
+    await produce(servers, name, [b"x"], partition=0, timestamp_ms=1000)
+    await produce_unreadable(servers, name, [b"x"], 0)
+    await produce(servers, name, [b"x"], partition=0, timestamp_ms=3000)
+    async with admin(servers) as client:
+        deleted = {ClientPartition(name, 0): RecordsToDelete(before_offset=1)}
+        await client.delete_records(deleted)
+    where = TopicPartition(name, 0)
+
+    assert (await offsets_since(settings(kafka, name), {where: 1000}))[where] == 2
