@@ -43,6 +43,8 @@ class Audit:
     keys_in_scope: set[str] = field(default_factory=set)
     bits_again: dict[str, int] = field(default_factory=dict)
     """By key, over all topics: what of these replays have counted again by force."""
+    gap_bits: dict[str, int] = field(default_factory=dict)
+    """By key: what records hold that nothing covers, of the partitions in scope."""
     log_bits: dict[str, int] | None = None
     """By key, over all topics: what the log says, where it was read."""
     foreign: Counter[TopicPartition] = field(default_factory=Counter)
@@ -238,6 +240,7 @@ class Auditor:
 
     async def _find_gaps(self, audit: Audit) -> None:
         """Look into the log where no note says anything: there may be no record there."""
+        decode = event_decoder(self._settings.unknown_members)
         for name in audit.scope:
             partition = audit.partitions[name]
             begins = audit.logs[name][0]
@@ -245,6 +248,8 @@ class Auditor:
             gaps: dict[Range, tuple[int, int, int]] = {}
             unreadable: list[tuple[TopicPartition, Range]] = []
             async for records in ranges_of(self._settings, name, ground, unreadable):
+                for key, bits in _events(decode, _chosen(records, ground, partition.dead_letters)):
+                    self._add(audit.gap_bits, {key: bits})
                 for record in records:
                     range_ = ground[bisect_right(ground, (record.offset, 2**63)) - 1]
                     first_offset, _, count = gaps.get(range_, (record.offset, 0, 0))
@@ -302,6 +307,8 @@ def _chosen(
     records: Sequence[Record], wanted: Sequence[Range], dead: DeadOffsets
 ) -> Sequence[Record]:
     """Leave out what is not wanted, and dead letters; mostly there are neither."""
+    if not records:
+        return records
     extent = (records[0].offset, records[-1].offset + 1)
     inside = intersected([extent], wanted)
     letters = set(dead.within(*extent))

@@ -131,7 +131,12 @@ async def trails(
 ) -> Mapping[str, KeyTrail]:
     """Read all receipts once more, for those of the keys that differ."""
     differing = [each for each in results if each.status in {"mismatch", "unknown_key"}]
-    trails = {each.key: KeyTrail(each.key, each.difference) for each in differing[:_TRAILS_MAX]}
+    trails = {
+        each.key: KeyTrail(
+            each.key, each.difference, audit.gap_bits.get(each.key) == each.difference
+        )
+        for each in differing[:_TRAILS_MAX]
+    }
     if not trails:
         return trails
     topics = {*settings.topics, *map(settings.dead_letter_topic_for, settings.topics)}

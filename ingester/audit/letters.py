@@ -15,6 +15,7 @@ from ingester.audit.books import Extents, extents, notes
 from ingester.audit.redrives import Redrives
 from ingester.audit.settlements import Settlements
 from ingester.core.deadletter import Origin, origin_of
+from ingester.core.intent import Range
 from ingester.core.letters import Choice, Letter, SourceOffsets, peeked
 from ingester.core.messages import Commit
 from ingester.core.ranges import intersected, length
@@ -37,6 +38,8 @@ class Letters:
         self.logs = logs
         self.left_out: Counter[str] = Counter()
         """By source topic: letters of topics that are not of the settings. Filled by `read`."""
+        self.unreadable: set[tuple[TopicPartition, Range]] = set()
+        """Ranges of the dead-letter topics that nobody can read."""
         self.settlements = settlements
         self.redrives = Redrives()
         self.mistaken: dict[TopicPartition, int] = {}
@@ -163,11 +166,13 @@ class Letters:
         offsets_count = sum(end - begin for begin, end in logs.values())
         with bar_beside_output("dead letters read", offsets_count) as advance:
             for name, range_ in logs.items():  # one after the other: which is the first is certain
-                async with aclosing(stream(self._settings, {name: range_})) as lists:
+                passed: list[tuple[TopicPartition, Range]] = []
+                async with aclosing(stream(self._settings, {name: range_}, passed)) as lists:
                     async for _, records in lists:
                         for record in records:
                             yield name, record, origin_of(record.headers)
                         advance(len(records))
+                self.unreadable.update(passed)
 
 
 async def opened(settings: LedgerSettings, choice: Choice, *, to_send: bool = False) -> Letters:
@@ -196,6 +201,14 @@ def left_out(counts: Mapping[str, int]) -> str | None:
         for topic, count in counts.items()
     ]
     return f"left out, because INGESTER_TOPIC does not name their source: {', '.join(parts)}"
+
+
+def unreadable(letters: Letters) -> str | None:
+    """Say what could not be read, if something could not."""
+    if not letters.unreadable:
+        return None
+    parts = [f"{name}[{at},{end})" for name, (at, end) in sorted(letters.unreadable)]
+    return f"left out, because nobody can read these offsets: {', '.join(parts)}"
 
 
 def made_anew(letters: Letters) -> str | None:

@@ -16,7 +16,14 @@ import msgspec
 import typer
 
 from ingester.arguments import AsJson, ConfigFile, print_json
-from ingester.audit.letters import Letters, dead_letter_topics, left_out, made_anew, opened
+from ingester.audit.letters import (
+    Letters,
+    dead_letter_topics,
+    left_out,
+    made_anew,
+    opened,
+    unreadable,
+)
 from ingester.commands.letter_options import (
     Accounts,
     Codes,
@@ -293,6 +300,6 @@ def _none(settings: LedgerSettings, letters: Letters) -> str:
 
 
 def _warn(letters: Letters) -> None:
-    for remark in (left_out(letters.left_out), made_anew(letters)):
+    for remark in (left_out(letters.left_out), made_anew(letters), unreadable(letters)):
         if remark:
             sys.stderr.write(f"ingester: {remark}\n")

@@ -17,7 +17,7 @@ from ingester.audit.auditing import Audit, Auditor
 from ingester.audit.comparison import AuditSettings, Comparison, trails
 from ingester.audit.doubts import Standing, all_standings, halts_of
 from ingester.audit.under_way import of_group
-from ingester.commands.reconcile_report import Reconciliation, document, lines
+from ingester.commands.reconcile_report import Reconciliation, coverage_lines, document, lines
 from ingester.config import load
 from ingester.core.receipt import Receipt
 from ingester.core.record import TopicPartition
@@ -28,6 +28,7 @@ from ingester.errors import (
     EXIT_PENDING,
     ConfigurationError,
     IngesterError,
+    RefusedError,
     UnavailableError,
     UsageError,
 )
@@ -92,7 +93,9 @@ def reconcile(
             " by."
         )
     asked = [_parse(settings, each) for each in scope or ()]
-    found = asyncio.run(_reconcile(settings, asked, key or None, account, from_topic=from_topic))
+    found = asyncio.run(
+        _reconcile(settings, asked, key or None, account, from_topic=from_topic, as_json=as_json)
+    )
     with whoever_reads():
         if as_json:
             sys.stdout.buffer.write(msgspec.json.encode(document(found)) + b"\n")
@@ -120,6 +123,7 @@ async def _reconcile(
     account: str | None,
     *,
     from_topic: bool,
+    as_json: bool,
 ) -> Reconciliation:
     admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
     everything = await all_standings(settings, settings.topics)
@@ -135,7 +139,13 @@ async def _reconcile(
     auditor = Auditor(settings, scope, keys)
     audit = await auditor.audit(found, from_topic=from_topic)
     compared = Comparison(settings, auditor, audit, account)
-    await compared.compare(_keys_of(audit, scope, keys), before)
+    try:
+        await compared.compare(_keys_of(audit, scope, keys), before)
+    except (RefusedError, UnavailableError):
+        if not as_json:
+            with whoever_reads():
+                sys.stdout.write("\n".join([*coverage_lines(audit, audit.findings), "", ""]))
+        raise
     results = sorted(compared.results.values())
     if account is not None and not results and not compared.agreed:
         raise UsageError(

@@ -54,16 +54,20 @@ class Reconciliation:
 
 def lines(found: Reconciliation) -> Iterator[str]:
     """Say everything: coverage, totals, and the verdict at the end."""
-    headings = ("PARTITION", "COMMITTED", "LOG", "RECEIPTS", "COVERED", "DEAD LETTERS")
-    yield from Table(headings).lines([*_coverage_rows(found)])
-    yield from _findings(found)
+    yield from coverage_lines(found.audit, found.findings)
     yield from _totals(found)
     yield from _remarks(found)
     yield _verdict(found)
 
 
-def _coverage_rows(found: Reconciliation) -> Iterator[tuple[str, ...]]:
-    audit = found.audit
+def coverage_lines(audit: Audit, findings: Sequence[Finding]) -> Iterator[str]:
+    """Say what Kafka alone proves."""
+    headings = ("PARTITION", "COMMITTED", "LOG", "RECEIPTS", "COVERED", "DEAD LETTERS")
+    yield from Table(headings).lines([*_coverage_rows(audit)])
+    yield from _findings(findings)
+
+
+def _coverage_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
     for name in audit.scope:
         partition = audit.partitions[name]
         committed = audit.committed.get(name)
@@ -83,8 +87,7 @@ def _covered(audit: Audit, name: TopicPartition) -> int:
     return length(intersected(audit.partitions[name].covered.ranges, below))
 
 
-def _findings(found: Reconciliation) -> Iterator[str]:
-    findings = found.findings
+def _findings(findings: Sequence[Finding]) -> Iterator[str]:
     wrong = [each for each in findings if each.kind in DISCREPANCIES]
     others = [each for each in findings if each.kind not in DISCREPANCIES]
     yield ""
@@ -117,6 +120,8 @@ def _totals(found: Reconciliation) -> Iterator[str]:
         places = ", ".join(f"{name}{shown(range_)}" for name, range_ in trail.extents.items())
         receipts = counted(trail.receipts, "receipt")
         yield f"{harmless(key)} is in {receipts}{' of ' if places else ''}{places}"
+        if trail.is_in_gaps:
+            yield "  the difference is what the gaps above hold of it"
         for each in trail.suspects:
             yield f"  look at {each.partition}{shown(each.range)}: {each.bits} bits; {each.reason}"
 
@@ -221,6 +226,7 @@ def _key_document(result: KeyResult, trail: KeyTrail | None) -> dict[str, object
         "countedAgainBits": result.again,
         "currentBits": result.balance,
         "difference": result.difference,
+        "isInGaps": trail is not None and trail.is_in_gaps,
         "verified": result.verified,
         "ranges": [
             {

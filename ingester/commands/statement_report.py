@@ -162,6 +162,8 @@ def lines(found: Account) -> Iterator[str]:
         complete = "Complete, and both" if statement.is_whole else "Both"
         asked = " that can be asked for" if found.not_asked else ""
         yield f"{complete} parties agree on the balance of each key{asked}."
+    elif found.verdict == "pending" and not found.results:
+        yield "Nothing differs, and something is pending: run it again later."
     elif found.results:
         yield "The balances do not all agree (yet): `ingester reconcile` says more."
 

@@ -94,6 +94,8 @@ class KeyTrail:
     key: str
     difference: int
     """PacSpace's less the receipts'."""
+    is_in_gaps: bool = False
+    """Whether records without a receipt hold as much: then no receipt is suspected."""
     extents: dict[TopicPartition, Range] = field(default_factory=dict)
     """From its first receipt to its last."""
     receipts: int = 0
@@ -107,7 +109,7 @@ class KeyTrail:
         self.extents[name] = (min(known[0], range_[0]), max(known[1], range_[1]))
         self.receipts += 1
         bits = receipt.bits_by_key[self.key]
-        reason = self._reason(receipt, bits)
+        reason = None if self.is_in_gaps else self._reason(receipt, bits)
         if reason is not None and len(self.suspects) < _SUSPECTS_MAX:
             self.suspects.append(Suspect(name, range_, bits, reason))
 

@@ -22,6 +22,7 @@ from tests.support.dead_letters import CLOSED, DAY, FIRST_TIMESTAMP, mixed, prod
 from tests.support.kafka import produce, read_all
 from tests.support.processes import COMMAND, Ingesters, environment
 from tests.support.simulator import Simulator
+from tests.support.unreadable import produce_unreadable
 from tests.support.workers import Group, totals, usage
 
 GroupOf = Callable[..., Group]
@@ -266,6 +267,19 @@ async def test_records_of_others_are_left_out_aloud(
     assert [each["offset"] for each in listed(ended)] == [7, 8, 7, 9, 10]
     assert "1 that no version of this program wrote" in ended.stderr
     assert "1 of another" in ended.stderr
+
+
+async def test_letters_that_cannot_be_read_are_left_out_aloud(
+    kafka: LocalKafka, topic: TopicFactory, dlq: Dlq
+) -> None:
+    """Their offsets are named on standard error; the others are listed."""
+    name = await topic()
+    letters = await topic(1, name=f"{name}.dead-letters")
+    await produce_unreadable(kafka.bootstrap_servers, letters, [b"{}"], 0)
+
+    ended = dlq(name, "list")
+
+    assert f"nobody can read these offsets: {letters}:0[0,1)" in ended.stderr
 
 
 async def test_steers_no_terminal(kafka: LocalKafka, topic: TopicFactory, dlq: Dlq) -> None:

@@ -300,7 +300,9 @@ async def test_what_is_not_settled_is_not_stated(settled: Group, state: State) -
 
     assert found["waiting"] == {"events": 1, "bits": 9}
     assert found["totals"]["bits"] == 74
-    assert "Not settled yet" in state(settled, *JUNE, exit_code=2).stdout
+    said = state(settled, *JUNE, exit_code=2).stdout
+    assert "Not settled yet" in said
+    assert said.endswith("something is pending: run it again later.\n")
 
 
 async def test_what_retention_took_is_said(settled: Group, state: State) -> None:
