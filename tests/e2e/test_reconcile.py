@@ -18,7 +18,7 @@ from tests.e2e.test_markers import transact
 from tests.support.bookkeeping import copied, dead_letter_headers, receipt
 from tests.support.kafka import admin, create_topic, delete_topics, produce, read_all
 from tests.support.planted_commits import plant
-from tests.support.processes import Ingesters
+from tests.support.processes import COMMAND, Ingesters, environment
 from tests.support.simulator import API_KEY, Simulator
 from tests.support.unreadable import produce_unreadable
 from tests.support.waiting import eventually
@@ -555,6 +555,34 @@ async def test_a_group_that_has_only_begun_is_said_to_be_at_work(
     said = reconcile(group, exit_code=69).stderr
 
     assert f"has committed nothing of {name} yet, and is at work with 1 member" in said
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_a_discrepancy_is_the_exit_code_though_nobody_reads_it(
+    settled: Group, simulator: Simulator, arguments: tuple[str, ...]
+) -> None:
+    """As with `| true`, whenever it is noticed that the reader has gone."""
+    httpx.post(
+        f"{simulator.url}/api/v1/writes",
+        json={"items": [{"key": "usage-1", "accountId": "customer-1", "bits": 1}]},
+        headers={"X-Api-Key": API_KEY},
+    ).raise_for_status()
+    gone = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    gone.wait()
+    assert gone.stdin is not None
+    codes = []
+    for unbuffered in ("", "1"):
+        ended = subprocess.run(
+            [COMMAND, "reconcile", *arguments],
+            stdout=gone.stdin.fileno(),
+            stderr=subprocess.PIPE,
+            check=False,
+            env=environment(settled.settings() | {"PYTHONUNBUFFERED": unbuffered}),
+        )
+        codes.append((ended.returncode, ended.stderr))
+    gone.stdin.close()
+
+    assert codes == [(1, b"")] * 2
 
 
 async def test_an_interrupt_leaves_nothing_half_done(
