@@ -47,6 +47,8 @@ class Audit:
     """By key: what records hold that nothing covers, of the partitions in scope."""
     log_bits: dict[str, int] | None = None
     """By key, over all topics: what the log says, where it was read."""
+    items: Counter[TopicPartition] = field(default_factory=Counter)
+    """What receipts count whose ranges the log has from their beginning on."""
     foreign: Counter[TopicPartition] = field(default_factory=Counter)
     """Records of the receipts topics that are no notes."""
 
@@ -211,6 +213,8 @@ class Auditor:
         self._add(audit.bits, receipt.bits_by_key)
         if receipt.forced:
             self._add(audit.bits_again, receipt.bits_by_key)
+        elif source in audit.logs and audit.logs[source][0] <= receipt.first_offset:
+            audit.items[source] += receipt.items
         if self._scope is not None and source in self._scope:
             audit.keys_in_scope.update(receipt.bits_by_key)
 
@@ -295,12 +299,16 @@ class Auditor:
                 if begins <= receipt.first_offset:
                     self._add(sums, receipt.bits_by_key)
         ranges = {name: (each[0][0], each[-1][1]) for name, each in wanted.items() if each}
+        counts: Counter[TopicPartition] = Counter()
         with bar("records read", sum(end - at for at, end in ranges.values())) as advance:
             async for name, records in stream(self._settings, ranges):
                 dead = audit.partitions[name].dead_letters
                 for event_key, bits in _events(decode, _chosen(records, wanted[name], dead)):
+                    counts[name] += 1
                     self._add(sums, {event_key: bits})
                 advance(len(records))
+        for name, each in wanted.items():
+            audit.partitions[name].compare_items(each, audit.items[name], counts[name])
 
 
 def _chosen(

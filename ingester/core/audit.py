@@ -293,6 +293,19 @@ class PartitionAudit:
                 f"by force, by the replay {replay}, {recount.bits} bits{why}",
             )
 
+    def compare_items(self, ranges: Sequence[Range], items: int, events: int) -> None:
+        """See whether receipts count as many items as the log has events in their ranges.
+
+        Where something is odd about the ground it cannot be told by numbers.
+        """
+        is_odd = self.disputed or self.letters_gone or subtracted(ranges, self.covered.ranges)
+        if ranges and items != events and not is_odd:
+            self._find(
+                "receipt_differs",
+                (ranges[0][0], ranges[-1][1]),
+                f"the receipts count {items} items, and the log has {events} events",
+            )
+
     def found_gap(self, range_: Range, records: int) -> None:
         """Take note of records that nothing covers."""
         dead = len(self.dead_letters.within(*range_))

@@ -154,6 +154,20 @@ async def test_a_receipt_with_another_batch_id_is_counted_twice(
     assert all(each["firstOffset"] == doubled["firstOffset"] for each in looked_at)
 
 
+async def test_a_receipt_that_counts_other_items_is_named(
+    settled: Group, reconcile: Reconcile, topic: TopicFactory
+) -> None:
+    """By the events of Kafka itself, although all sums of bits agree."""
+    _, changed = await rewritten(
+        settled, topic, lambda notes: [notes[0] | {"items": 3}, *notes[1:]]
+    )
+
+    found = told(reconcile, settled, "--from-topic", exit_code=1, **changed)
+
+    assert [each[0] for each in wrong(found)] == ["receipt_differs"]
+    assert found["keys"] == []
+
+
 async def test_a_repeated_receipt_is_none_the_worse(
     settled: Group, reconcile: Reconcile, topic: TopicFactory
 ) -> None:
