@@ -99,6 +99,11 @@ class Redrives:
                 if holds(ranges, offset):
                     yield TopicPartition(topic, partition), source_offset
 
+    def claimed(self, name: TopicPartition) -> list[Range]:
+        """Return where the letters are of redrives that have begun and not ended."""
+        claims = self._claims[name].values()
+        return merged((each.first_offset, each.next_offset) for each in claims)
+
     def under_way(self, extents: Mapping[TopicPartition, Range]) -> Replay | None:
         """Return a redrive of some of these letters that has begun and not ended."""
         for name, (first_offset, next_offset) in extents.items():

@@ -20,7 +20,10 @@ from ingester.settings import Settings
 async def redriven(
     settings: Settings, topic: str, names: Iterable[TopicPartition]
 ) -> Mapping[TopicPartition, Sequence[Range]]:
-    """Return the offsets of a source of which a redrive has sent dead letters."""
+    """Return the offsets of a source of which a redrive has sent dead letters, or is about to.
+
+    What lies between those that an unfinished one sends is among them: the next run tells more.
+    """
     settings = settings.model_copy(update={"topic": (topic,)})
     letters_topic = settings.dead_letter_topic_for(topic)
     places = [letters_topic, settings.receipts_topic_for(letters_topic)]
@@ -28,7 +31,13 @@ async def redriven(
     facts = await admin.describe(places, settings.group_id)
     if not all(facts.partitions.get(place) for place in places):
         return {}
-    found = (await Letters.open(settings)).redriven
+    letters = await Letters.open(settings)
+    found = letters.redriven
+    claimed = {place: letters.redrives.claimed(place) for place in letters.logs}
+    if any(claimed.values()):
+        async for letter in letters.read(Choice()):
+            if holds(claimed[letter.place], letter.record.offset):
+                found.add(letter.origin.partition, letter.origin.offset)
     return {name: merged((at, at + 1) for at in found.of(name)) for name in names}
 
 

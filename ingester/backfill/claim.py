@@ -195,7 +195,7 @@ class Claim:
                 await self.note("ended", self._extents)
                 raise UsageError(
                     f"dead letters of {', '.join(counted_twice)} were redriven since the plan was"
-                    " made, and it has their records. Make the plan again"
+                    " made, or are about to be, and it has their records. Make the plan again"
                 )
 
     async def _look_beside(self, claimed: Mapping[TopicPartition, Range]) -> None:

@@ -162,6 +162,33 @@ async def test_a_plan_whose_records_were_counted_since(
     assert simulator.report()["keys"] == {"usage-c": {"bits": 7, "items": 1}}
 
 
+async def test_a_replay_beside_a_redrive_that_has_not_ended(
+    group_of: GroupOf, topic: TopicFactory, simulator: Simulator, go: Run, tmp_path: Path
+) -> None:
+    """It leaves the records of its letters to it, and a plan that has them is refused."""
+    name = await topic(1)
+    group = group_of(name)
+    simulator.add_faults(CLOSED)
+    worker = group.start(receipts="off")
+    await group.produce([OF_CLOSED], partition=0)
+    await group.settled()
+    stop(worker)
+    simulator.clear_faults()
+    simulator.add_faults({"match": {"method": "POST"}, "effect": {"kind": "answer", "status": 409}})
+    replay = ("replay", name, "--unreceipted", "--below-committed", "--reason", "r")
+    plan, letters_plan = str(tmp_path / "plan.json"), str(tmp_path / "letters.json")
+    go(group, *replay, "--dry-run", "--save", plan)
+    go(group, "dlq", "redrive", "--save", letters_plan, exit_code=75)
+    simulator.clear_faults()
+
+    refused = go(group, "replay", "--plan", plan, exit_code=64)
+    passed = go(group, *replay)
+
+    assert "or are about to be" in refused.stderr
+    assert "Nothing to send" in passed.stdout
+    assert simulator.report()["keys"] == {}
+
+
 async def test_a_letter_whose_record_a_forced_replay_has_counted(
     group_of: GroupOf, topic: TopicFactory, simulator: Simulator, go: Run
 ) -> None:
