@@ -131,8 +131,6 @@ def _single(key: str, account_id: str, bits: int, metadata: str | None) -> Event
             # As written: parsing it here could change a large integer or a decimal.
             msgspec.json.decode(metadata.encode(), type=dict[str, msgspec.Raw])
             value = value[:-1] + b', "metadata": ' + metadata.encode() + b"}"
-    except UnicodeEncodeError:
-        raise UsageError("the arguments are not UTF-8: correct the characters they hold") from None
     except (msgspec.MsgspecError, RecursionError) as error:
         raise UsageError(
             f'--metadata is no JSON object: {error}. Write it as \'{{"plan":"pro"}}\''

@@ -171,7 +171,7 @@ async def test_emit_lets_unknown_members_pass_where_the_worker_would(
         (("k", "a", "1", "--metadata", "{x"), "--metadata is no JSON object: JSON is malformed"),
         (("k", "a", "1", "--metadata", '{},"bits":2'), "--metadata is no JSON object"),
         (("k", "a", "1", "--metadata", '{"a":' * 130 + "1" + "}" * 130), "--metadata nests deeper"),
-        ((b"\xff", "a", "1"), "not UTF-8"),
+        ((b"\xff", "a", "1"), "no UTF-8"),
     ],
     ids=lambda value: repr(value)[:60],
 )
