@@ -190,7 +190,7 @@ async def test_a_claim_is_not_given_up_while_its_replay_is_at_work(
     refused = ingesters.run("resolve", first[0], *decision, settings=half.settings())
 
     assert refused.returncode == 64
-    assert f"the replay {plan.name} is at work on {plan.topic}:0, at 127.0.0.1" in refused.stderr
+    assert f"the replay {plan.name} is at work on {plan.topic}:0, at " in refused.stderr
     process.signal(signal.SIGINT)
     assert process.wait() == 75
     for target in first:
