@@ -9,10 +9,9 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Annotated
 
-import msgspec
 import typer
 
-from ingester.arguments import AsJson, ConfigFile
+from ingester.arguments import AsJson, ConfigFile, print_json
 from ingester.audit.auditing import Audit, Auditor
 from ingester.audit.comparison import AuditSettings, Comparison, trails
 from ingester.audit.doubts import Standing, all_standings, halts_of
@@ -98,7 +97,7 @@ def reconcile(
     )
     with whoever_reads():
         if as_json:
-            sys.stdout.buffer.write(msgspec.json.encode(document(found)) + b"\n")
+            print_json(document(found))
         else:
             sys.stdout.write("\n".join(lines(found)) + "\n")
     if code := _EXIT_CODES[found.verdict]:

@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 import uvloop
 
-from ingester.arguments import AsJson, ConfigFile, announce
+from ingester.arguments import AsJson, ConfigFile, announce, print_json
 from ingester.audit.letters import made_anew
 from ingester.backfill.plan import Plan, save
 from ingester.backfill.redrive_plan import choose, plans_of, refuse_if_under_way
@@ -129,7 +128,7 @@ def redrive(
             announce(summary_lines(summary))
     if as_json:
         said = document(chosen, plans, summaries)
-        sys.stdout.buffer.write(msgspec.json.encode(said) + b"\n")
+        print_json(said)
     if chosen.refused or any(each.dead_letters for each in summaries):
         raise typer.Exit(EXIT_MISMATCH)
 

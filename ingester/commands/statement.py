@@ -11,10 +11,9 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Annotated
 
-import msgspec
 import typer
 
-from ingester.arguments import AsJson, ConfigFile, moment
+from ingester.arguments import AsJson, ConfigFile, moment, print_json
 from ingester.audit.auditing import Audit, Auditor
 from ingester.audit.books import dead_letters
 from ingester.audit.comparison import AuditSettings, Comparison
@@ -88,7 +87,7 @@ def statement(
     found = asyncio.run(_stated(settings, account, begin, end))
     with whoever_reads():
         if as_json:
-            sys.stdout.buffer.write(msgspec.json.encode(document(found)) + b"\n")
+            print_json(document(found))
         elif as_csv:
             write_csv(rows(found), sys.stdout)
         else:
