@@ -7,12 +7,13 @@ asynchronous client.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal, Self
 from urllib.parse import quote
 
 import msgspec
+from msgspec.structs import replace
 from pydantic import SecretStr
 
 from ingester import __version__

@@ -6,9 +6,11 @@ import secrets
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
+
+from msgspec.structs import replace
 
 from ingester.arguments import who
 from ingester.audit.letters import Letters, opened

@@ -11,7 +11,8 @@ import hashlib
 import sys
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from ingester.core.deadletter import DeadLetter
 from ingester.core.event import Decode, Rejection, UsageEvent
@@ -27,8 +28,7 @@ _DEAD_LETTER_BYTES = 500
 tombstone has to fill the buffer as well, or a topic of them would fill the memory."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
+class Batch(msgspec.Struct, frozen=True, eq=False):
     """One request. `items_count` is zero when every record of the range was rejected."""
 
     partition: TopicPartition
@@ -57,8 +57,7 @@ class Batch:
         return f"{self.partition}[{self.first_offset},{self.next_offset})"
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
+class BatchLimits(msgspec.Struct, frozen=True):
     """When a batch is cut: at whichever limit is reached first."""
 
     items_max: int
@@ -66,8 +65,7 @@ class BatchLimits:
     linger_seconds: float
 
 
-@dataclass(slots=True)
-class BatchBuilder:
+class BatchBuilder(msgspec.Struct):
     """The one open batch of a partition; `extend` fills it, each cut empties it."""
 
     partition: TopicPartition
@@ -76,16 +74,16 @@ class BatchBuilder:
     decode: Decode
     namespace: str = ""
     """Part of each key: what is to be counted once more needs keys that PacSpace has not seen."""
-    frozen: deque[Intent] = field(default_factory=deque)
+    frozen: deque[Intent] = msgspec.field(default_factory=deque)
     """Boundaries that a former owner recorded, in offset order; each goes when it is formed."""
     passed: Collection[Range] = ()
     """Those of them that are settled: their records are not formed, but left out."""
     lost: Intent | None = None
     """A frozen range that cannot be formed again as it was; set once, ends the filling."""
-    _encoded: list[bytes] = field(default_factory=list)
-    _dead_letters: list[DeadLetter] = field(default_factory=list)
+    _encoded: list[bytes] = msgspec.field(default_factory=list)
+    _dead_letters: list[DeadLetter] = msgspec.field(default_factory=list)
     _bits: int = 0
-    _bits_by_key: dict[str, int] = field(default_factory=dict)
+    _bits_by_key: dict[str, int] = msgspec.field(default_factory=dict)
     _body_bytes: int = _COMMALESS_BYTES
     _buffered_bytes: int = 0
     _first: Record | None = None

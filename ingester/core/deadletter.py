@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
+
+import msgspec
 
 from ingester.core.event import Rejection
 from ingester.core.record import Record, TopicPartition
@@ -19,8 +20,7 @@ _OFFSET_BELOW: Final = 2**63
 _BUCKETS = 10  # of a window: what is older than it goes a tenth at a time
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
+class DeadLetter(msgspec.Struct, frozen=True):
     """A record that is not sent, and why."""
 
     record: Record
@@ -69,8 +69,7 @@ def origin_of(headers: Sequence[tuple[str, bytes | None]]) -> Origin | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetterLimit:
+class DeadLetterLimit(msgspec.Struct, frozen=True):
     """How many dead letters a window may bring: more than both bounds is too many."""
 
     count_max: int
@@ -79,12 +78,11 @@ class DeadLetterLimit:
     window_seconds: float
 
 
-@dataclass(slots=True)
-class DeadLetterWindow:
+class DeadLetterWindow(msgspec.Struct):
     """Counts what one partition brought lately; `now` never goes back."""
 
     limit: DeadLetterLimit
-    _buckets: deque[tuple[float, int, int]] = field(default_factory=deque)
+    _buckets: deque[tuple[float, int, int]] = msgspec.field(default_factory=deque)
     # When each begins, its records, its dead letters; oldest first.
     _records: int = 0
     _dead_letters: int = 0

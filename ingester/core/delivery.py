@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal
@@ -22,8 +21,7 @@ RETRY_AFTER_SECONDS_MAX = 24 * 3600.0
 """Longest wait an endpoint may ask for; a longer one is asked again after this."""
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True):
     """An answer as it came over the wire; header names in lower case."""
 
     status: int
@@ -31,16 +29,14 @@ class Response:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class NothingSent:
+class NothingSent(msgspec.Struct, frozen=True):
     """The request did not leave: no address, no connection, no TLS session."""
 
     reason: str
     kind: Literal["refused", "dns", "certificate", "tls", "timeout", "other"] = "other"
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerLost:
+class AnswerLost(msgspec.Struct, frozen=True):
     """The request left, or may have, and no whole answer came back."""
 
     reason: str
@@ -51,23 +47,20 @@ class AnswerLost:
 Answer = Response | NothingSent | AnswerLost
 
 
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
+class Acknowledged(msgspec.Struct, frozen=True):
     """PacSpace took the whole batch and named it."""
 
     batch_id: str
     status: int
 
 
-@dataclass(frozen=True, slots=True)
-class Deferred:
+class Deferred(msgspec.Struct, frozen=True):
     """Certainly not applied; to be sent again after a backoff."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class InDoubt:
+class InDoubt(msgspec.Struct, frozen=True):
     """Perhaps applied; the same bytes go again under the same key."""
 
     reason: str
@@ -77,8 +70,7 @@ class InDoubt:
     """Whether the request may arrive, and be applied, after this."""
 
 
-@dataclass(frozen=True, slots=True)
-class Throttled:
+class Throttled(msgspec.Struct, frozen=True):
     """Not applied, and no request of ours is wanted for a while."""
 
     reason: str
@@ -86,16 +78,14 @@ class Throttled:
     retry_after_seconds: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Blocked:
+class Blocked(msgspec.Struct, frozen=True):
     """Not applied, and no other request would be, until somebody changes something."""
 
     reason: str
     status: int
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """Not applied because of what is in the batch; the same bytes will not pass."""
 
     reason: str
@@ -112,8 +102,7 @@ Outcome = Acknowledged | Deferred | InDoubt | Throttled | Blocked | Refused
 Meaning = Literal["in_doubt", "throttled", "blocked", "conflict", "too_large", "invalid"]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """One row of the table for answers that are no acknowledgement."""
 
     statuses: frozenset[int]
@@ -181,8 +170,7 @@ def judge(answer: Answer, *, items_count: int, now: datetime) -> Outcome:
             return Blocked(f"{reason} (is INGESTER_PACSPACE_URL right?)", answer.status)
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(msgspec.Struct, frozen=True):
     """What the API's envelopes agree on, in whichever spelling it came."""
 
     is_api: bool

@@ -13,9 +13,10 @@ from __future__ import annotations
 import heapq
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count
 from typing import assert_never
+
+import msgspec
 
 from ingester.core.batch import Batch
 from ingester.core.concurrency import Concurrency
@@ -39,8 +40,7 @@ _RETRY_AFTER_SPREAD = 0.05  # of the backoff, added to Retry-After: workers do n
 _PROBE_ATTEMPTS = 4  # where the backoff of a hold begins: about 16 times the minimum
 
 
-@dataclass(slots=True, eq=False)
-class Delivery:
+class Delivery(msgspec.Struct, eq=False):
     """A batch on its way, from its cut until it is settled or forgotten."""
 
     batch: Batch
@@ -86,8 +86,7 @@ class Delivery:
         return not self.items_pending and not self.dead_letters_pending
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True):
     """A time in which nothing is sent, because PacSpace asked for it or refuses everything."""
 
     until: float

@@ -11,7 +11,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
@@ -56,8 +55,7 @@ class _StrictUsageEvent(UsageEvent, frozen=True, gc=False, forbid_unknown_fields
     """Refuses members that the API does not document."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
+class Rejection(msgspec.Struct, frozen=True):
     """Why a value is not a usage event: a closed code, and a sentence that names the member."""
 
     code: RejectionCode

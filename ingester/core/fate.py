@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from ingester.core.intent import Intent
 from ingester.core.receipt import Note, Receipt, Replay, Resolution
@@ -24,8 +25,7 @@ FINAL: frozenset[Fate] = frozenset({"settled", "dead_lettered", "skipped", "no_r
 """Nothing more will become of it, and nothing is missing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """An offset, and where it stands between the ends of its log."""
 
     offset: int
@@ -47,8 +47,7 @@ class Place:
         return self.log_begins <= self.offset < self.log_ends
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(msgspec.Struct, frozen=True):
     """What is written about one offset: each part oldest first, and possibly empty."""
 
     receipts: Sequence[Receipt]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 METADATA_BYTES_MAX: Final = 4096  # a broker's offset.metadata.max.bytes, unless it was changed
 _NAME: Final = "pacspace"  # a text that does not begin so is somebody else's
@@ -23,8 +24,7 @@ Range = tuple[int, int]
 """`[first_offset, next_offset)`"""
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
+class Intent(msgspec.Struct, frozen=True):
     """A batch that may have been sent: every record of `[first_offset, next_offset)`."""
 
     first_offset: int
@@ -47,8 +47,7 @@ class Intent:
         return self.next_offset <= self.first_offset
 
 
-@dataclass(frozen=True, slots=True)
-class Ledger:
+class Ledger(msgspec.Struct, frozen=True):
     """What the metadata of one partition's committed offset says."""
 
     receipts_offset: int
@@ -71,8 +70,7 @@ def encode(committed: int, ledger: Ledger) -> str:
     return _PREFIX + base64.b64encode(packed).decode("ascii")
 
 
-@dataclass(frozen=True, slots=True)
-class Unreadable:
+class Unreadable(msgspec.Struct, frozen=True):
     """Metadata of this program that this version cannot read; what was sent is not known."""
 
     reason: str

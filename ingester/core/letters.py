@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -86,8 +85,7 @@ class Span(NamedTuple):
 BOUNDLESS: Final = Span()
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """What letters have to be like; what is empty, or None, does not matter."""
 
     codes: Sequence[str] = ()

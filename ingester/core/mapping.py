@@ -11,7 +11,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Final
 
@@ -39,8 +38,7 @@ class _RefusedError(Exception):
         self.rejection = rejection
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
+class Assignment(msgspec.Struct, frozen=True):
     """A member, and what it is set to: pieces of text, and paths of members in between."""
 
     target: Path
@@ -57,8 +55,7 @@ class Assignment:
         return _encode(text)
 
 
-@dataclass(frozen=True, slots=True)
-class Correction:
+class Correction(msgspec.Struct, frozen=True):
     """What is set and removed in each value; nothing where it is empty."""
 
     assignments: tuple[Assignment, ...] = ()

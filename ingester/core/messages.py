@@ -7,8 +7,9 @@ shell draws, so that the core stays deterministic.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from ingester.core.batch import Batch, BatchLimits
 from ingester.core.coverage import Proof
@@ -20,8 +21,7 @@ from ingester.core.record import Record, TopicPartition
 InDoubtPolicy = Literal["retry", "halt"]
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """The bounds and policies that the pipeline keeps to; each is a setting of the same name."""
 
     batch: BatchLimits
@@ -51,8 +51,7 @@ class Limits:
 # -- facts ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(msgspec.Struct, frozen=True):
     """Where an assigned partition begins, and what its former owners left there."""
 
     offset: int
@@ -77,8 +76,7 @@ class Start:
     """Whether it is halted because it is not known what may have been sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionsAssigned:
+class PartitionsAssigned(msgspec.Struct, frozen=True):
     """The group gave this worker these partitions, and no others."""
 
     partitions: Mapping[TopicPartition, Start]
@@ -86,8 +84,7 @@ class PartitionsAssigned:
     """Seconds since the epoch, now."""
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionReopened:
+class PartitionReopened(msgspec.Struct, frozen=True):
     """Somebody has judged what halted this partition, which is still assigned."""
 
     partition: TopicPartition
@@ -95,30 +92,26 @@ class PartitionReopened:
     wall_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class RecordsFetched:
+class RecordsFetched(msgspec.Struct, frozen=True):
     """Records of each partition, in offset order, following those fetched before."""
 
     records: Mapping[TopicPartition, Sequence[Record]]
 
 
-@dataclass(frozen=True, slots=True)
-class PositionsReached:
+class PositionsReached(msgspec.Struct, frozen=True):
     """Below these offsets every record was handed over; markers and gaps may follow the last."""
 
     positions: Mapping[TopicPartition, int]
 
 
-@dataclass(frozen=True, slots=True)
-class ReadFailed:
+class ReadFailed(msgspec.Struct, frozen=True):
     """What is to be read next cannot be: the log does not hold it, or nobody can decode it."""
 
     partition: TopicPartition
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptEnded:
+class AttemptEnded(msgspec.Struct, frozen=True):
     """A batch that `SendBatch` named has its answer, or certainly none."""
 
     batch: Batch
@@ -126,31 +119,27 @@ class AttemptEnded:
     jitter: float
 
 
-@dataclass(frozen=True, slots=True)
-class RangeRead:
+class RangeRead(msgspec.Struct, frozen=True):
     """All records that the log has of the range of a batch, in offset order."""
 
     batch: Batch
     records: Sequence[Record]
 
 
-@dataclass(frozen=True, slots=True)
-class RangeNotRead:
+class RangeNotRead(msgspec.Struct, frozen=True):
     """The log cannot be read now; it will be tried again."""
 
     batch: Batch
     jitter: float
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLettersWritten:
+class DeadLettersWritten(msgspec.Struct, frozen=True):
     """All dead letters of the batch are acknowledged by the broker."""
 
     batch: Batch
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLettersNotWritten:
+class DeadLettersNotWritten(msgspec.Struct, frozen=True):
     """At least one dead letter of the batch is not acknowledged; all will be written again."""
 
     batch: Batch
@@ -159,16 +148,14 @@ class DeadLettersNotWritten:
     """Why the topic takes none of it until somebody changes something, if so."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiptWritten:
+class ReceiptWritten(msgspec.Struct, frozen=True):
     """The broker has the receipt of the batch, at this offset of its partition."""
 
     batch: Batch
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiptNotWritten:
+class ReceiptNotWritten(msgspec.Struct, frozen=True):
     """The receipt is not acknowledged; it will be written again."""
 
     batch: Batch
@@ -177,13 +164,11 @@ class ReceiptNotWritten:
     """Why the topic does not take it until somebody changes something, if so."""
 
 
-@dataclass(frozen=True, slots=True)
-class OffsetsCommitted:
+class OffsetsCommitted(msgspec.Struct, frozen=True):
     """The coordinator stored what the last `CommitOffsets` asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class CommitFailed:
+class CommitFailed(msgspec.Struct, frozen=True):
     """The last commit was refused or its answer lost."""
 
     jitter: float
@@ -191,23 +176,19 @@ class CommitFailed:
     """The group goes on without this member: nothing of this assignment can be committed."""
 
 
-@dataclass(frozen=True, slots=True)
-class RevocationStarted:
+class RevocationStarted(msgspec.Struct, frozen=True):
     """All partitions are about to go: finish what is in doubt, begin nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionsRevoked:
+class PartitionsRevoked(msgspec.Struct, frozen=True):
     """All partitions are gone, with whatever is unsettled."""
 
 
-@dataclass(frozen=True, slots=True)
-class DrainRequested:
+class DrainRequested(msgspec.Struct, frozen=True):
     """The worker is to stop: settle what has been read, read no more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(msgspec.Struct, frozen=True):
     """The time that `Pipeline.wake_at` named has come."""
 
 
@@ -236,31 +217,27 @@ Fact = (
 # -- commands ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class SendBatch:
+class SendBatch(msgspec.Struct, frozen=True):
     """Post the batch's body under its key; `attempt` counts from 1."""
 
     batch: Batch
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReadRange:
+class ReadRange(msgspec.Struct, frozen=True):
     """Read the batch's records again: it was refused, and they were not kept."""
 
     batch: Batch
 
 
-@dataclass(frozen=True, slots=True)
-class WriteDeadLetters:
+class WriteDeadLetters(msgspec.Struct, frozen=True):
     """Write these dead letters of the batch and wait until the broker has them."""
 
     batch: Batch
     letters: Sequence[DeadLetter]
 
 
-@dataclass(frozen=True, slots=True)
-class WriteReceipt:
+class WriteReceipt(msgspec.Struct, frozen=True):
     """Append the batch's receipt and wait until the broker has it."""
 
     batch: Batch
@@ -271,37 +248,32 @@ class WriteReceipt:
     """Whether an attempt before the last may have been applied, be it a former owner's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True):
     """What is stored for one partition."""
 
     next_offset: int
     metadata: str
 
 
-@dataclass(frozen=True, slots=True)
-class CommitOffsets:
+class CommitOffsets(msgspec.Struct, frozen=True):
     """Commit all of these in one request; the next commit waits for its end."""
 
     offsets: Mapping[TopicPartition, Commit]
 
 
-@dataclass(frozen=True, slots=True)
-class PausePartitions:
+class PausePartitions(msgspec.Struct, frozen=True):
     """Fetch no more of these until they are resumed."""
 
     partitions: frozenset[TopicPartition]
 
 
-@dataclass(frozen=True, slots=True)
-class ResumePartitions:
+class ResumePartitions(msgspec.Struct, frozen=True):
     """Fetch these again."""
 
     partitions: frozenset[TopicPartition]
 
 
-@dataclass(frozen=True, slots=True)
-class HaltPartition:
+class HaltPartition(msgspec.Struct, frozen=True):
     """Stop this partition until an operator acts; nothing past its committed offset is lost."""
 
     partition: TopicPartition

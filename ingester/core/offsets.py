@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from ingester.core.intent import Intent, Ledger, Range
 
 
-@dataclass(slots=True, eq=False)
-class Span:
+class Span(msgspec.Struct, eq=False):
     """The range `[first_offset, next_offset)` of one batch, from its cut until it is passed."""
 
     first_offset: int

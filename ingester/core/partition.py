@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from typing import Self
+
+import msgspec
 
 from ingester.core.batch import Batch, BatchBuilder
 from ingester.core.coverage import Coverage
@@ -22,8 +23,7 @@ from ingester.core.offsets import OffsetTracker, Span
 from ingester.core.record import Record, TopicPartition
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionState:
+class PartitionState(msgspec.Struct, frozen=True):
     """Where one assigned partition stands."""
 
     committed: int
@@ -37,8 +37,7 @@ class PartitionState:
     """Why a topic takes nothing of it until somebody changes something; it is tried again."""
 
 
-@dataclass(slots=True, eq=False)
-class Partition:
+class Partition(msgspec.Struct, eq=False):
     """One assignment of one partition."""
 
     builder: BatchBuilder
@@ -56,7 +55,7 @@ class Partition:
     """What the group has: as the assignment found it, then as the last successful commit said."""
     resent: Collection[Range]
     """Inherited ranges that somebody decided to have sent again."""
-    unintended: deque[Delivery] = field(default_factory=deque)
+    unintended: deque[Delivery] = msgspec.field(default_factory=deque)
     """Cut and in no commit yet, in offset order; emptied by commits."""
     batches_bytes: int = 0
     """Bytes of all batches that are cut and not settled."""

@@ -7,7 +7,8 @@ its own range, body and key, and is intended before it is sent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from ingester.core.batch import Batch, BatchBuilder
 from ingester.core.committer import Committer

@@ -7,8 +7,10 @@ that has a receipt, so that its batches end where that begins.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from ingester.core.coverage import Proof
 from ingester.core.intent import Ledger, Range
@@ -22,8 +24,7 @@ from ingester.core.start import is_to_go_on, start_at
 _LOG_END: Final = 2**63 - 1  # beyond every offset
 
 
-@dataclass(frozen=True, slots=True)
-class Replaying:
+class Replaying(msgspec.Struct, frozen=True):
     """What a replay is to send of each partition, in ascending ranges."""
 
     name: str

@@ -5,7 +5,8 @@ receipts topic say together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from ingester.core.coverage import Proof
 from ingester.core.intent import Intent, Ledger, Range, Unreadable, decode

@@ -7,11 +7,10 @@ next owner has to read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
-import msgspec
+from msgspec.structs import replace
 
 from ingester.core.intent import Unreadable, decode
 from ingester.core.messages import Commit, Start, WriteReceipt
@@ -168,7 +167,7 @@ class Receipts:
         async for _, record in read_to_end(self._settings, tails):
             note = decode_note(record.value)
             if isinstance(note, Receipt):  # a whole topic of them may be wanted, without the sums
-                note = msgspec.structs.replace(note, bits_by_key=_NO_SUMS)
+                note = replace(note, bits_by_key=_NO_SUMS)
             if note is not None:
                 source = TopicPartition(note.topic, note.partition)
                 notes.setdefault(source, []).append((record.offset, note))

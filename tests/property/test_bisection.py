@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ingester.core.batch import BatchLimits
 from ingester.core.deadletter import DeadLetterLimit
@@ -39,7 +39,7 @@ def test_all_is_counted_once_or_a_dead_letter(
         for record, kind in zip(usage_records(len(kinds)), kinds, strict=True)
     ]
     refused = [offset for offset, kind in enumerate(kinds) if kind == "r"]
-    limits = dataclasses.replace(
+    limits = replace(
         LIMITS,
         batch=BatchLimits(items_max, 10_000, 5.0),
         requests_in_flight_max=requests_in_flight_max,

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
+import msgspec
+
 from ingester.core.batch import BatchBuilder, BatchLimits
 from ingester.core.event import event_decoder
 from ingester.core.record import TopicPartition
@@ -14,8 +16,7 @@ from ingester.core.record import TopicPartition
 PARTITION = TopicPartition("usage", 0)
 
 
-@dataclass(frozen=True, slots=True)
-class LogRecord:
+class LogRecord(msgspec.Struct, frozen=True):
     """One record of a log; two with the same members are the same record."""
 
     offset: int

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
+
+import msgspec
 
 from ingester.config import load
 from ingester.core.batch import BatchLimits
@@ -72,5 +73,5 @@ def test_every_bound_of_the_core_is_a_setting(tmp_path: Path) -> None:
             config_file=None,
         ).settings
     )
-    for field in dataclasses.fields(Limits):
+    for field in msgspec.structs.fields(Limits):
         assert getattr(limits, field.name) != getattr(others, field.name), field.name

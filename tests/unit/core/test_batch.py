@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
+from msgspec.structs import replace
 
 from ingester.core.batch import Batch, BatchBuilder, BatchLimits
 from ingester.core.event import event_decoder
@@ -64,7 +64,7 @@ def test_batches_of_one_item_hold_one_record_each() -> None:
     building = builder(items_max=1)
     first, second = usage_records(2)
 
-    batches = building.extend([first, dataclasses.replace(second, value=b"{")])
+    batches = building.extend([first, replace(second, value=b"{")])
 
     assert ranges(batches) == [(0, 1), (1, 2)]
     assert [batch.items_count for batch in batches] == [1, 0]
@@ -280,7 +280,7 @@ def test_the_key_is_the_same_for_the_same_range_on_any_worker() -> None:
         lambda: key_of(usage_records(3, first_offset=1)),
         lambda: key_of(usage_records(3), TopicPartition("usage", 1)),
         lambda: key_of(usage_records(3), TopicPartition("usage2", 0)),
-        lambda: key_of([dataclasses.replace(each, timestamp=0) for each in usage_records(3)]),
+        lambda: key_of([replace(each, timestamp=0) for each in usage_records(3)]),
     ],
     ids=["longer", "later", "partition", "topic", "topic made anew"],
 )

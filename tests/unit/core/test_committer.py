@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
+from msgspec.structs import replace
 
 from ingester.core.batch import BatchBuilder, BatchLimits
 from ingester.core.committer import Committer
@@ -22,7 +21,7 @@ from tests.support.scenario import LIMITS, P0, P1, WALL_SECONDS, ranges_of
 
 SPLITS_RESERVE = 20  # of the intents: only the first of a partition may take the last of them
 ROOM = INTENTS_MAX - SPLITS_RESERVE
-LONG = dataclasses.replace(LIMITS, commit_interval_seconds=100.0)
+LONG = replace(LIMITS, commit_interval_seconds=100.0)
 
 
 def partition(name: TopicPartition = P0) -> Partition:

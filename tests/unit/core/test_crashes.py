@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
+from msgspec.structs import replace
 
 from ingester.core.batch import BatchLimits
 from ingester.core.intent import Ledger, decode
@@ -14,8 +13,8 @@ from tests.support.lives import Life, World
 from tests.support.records import LogRecord, usage_records
 from tests.support.scenario import LIMITS, resolution_of
 
-RECEIPTS = dataclasses.replace(LIMITS, batch=BatchLimits(6, 10_000, 5.0), receipts=True)
-NO_RECEIPTS = dataclasses.replace(RECEIPTS, receipts=False)
+RECEIPTS = replace(LIMITS, batch=BatchLimits(6, 10_000, 5.0), receipts=True)
+NO_RECEIPTS = replace(RECEIPTS, receipts=False)
 REFUSED = (1, 7)  # of twelve, in two batches
 LOG = [LogRecord(4, None) if record.offset == 4 else record for record in usage_records(12)]
 
@@ -88,7 +87,7 @@ def resolved(world: World, decision: Decision) -> Resolution:
 
 def test_a_decision_to_send_again_is_used_up_by_one_attempt() -> None:
     """After a crash at any step, the next owner acts on it only if nobody has sent by it."""
-    limits = dataclasses.replace(LIMITS, receipts=True, in_doubt="halt")
+    limits = replace(LIMITS, receipts=True, in_doubt="halt")
     used_up = 0
     for steps in range(30):
         world = World(usage_records(2), limits)

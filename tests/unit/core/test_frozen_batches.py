@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from collections.abc import Sequence
 
 import pytest
+from msgspec.structs import replace
 
 from ingester.core.batch import Batch, BatchBuilder, BatchLimits
 from ingester.core.delivery import Deferred, InDoubt, Refused, Throttled
@@ -47,8 +47,8 @@ from tests.support.scenario import (
     resolution_of,
 )
 
-RECEIPTS = dataclasses.replace(LIMITS, receipts=True)
-HALT = dataclasses.replace(LIMITS, in_doubt="halt")
+RECEIPTS = replace(LIMITS, receipts=True)
+HALT = replace(LIMITS, in_doubt="halt")
 IN_DOUBT = InDoubt("HTTP 500", 500)
 DEFERRED = Deferred("connection refused")
 SPLITS_RESERVE = 20  # of the intents: only splits take the last of them
@@ -116,7 +116,7 @@ def test_a_commit_whose_answer_was_lost_is_made_again_before_anything_is_sent() 
 
 def test_intents_of_the_next_batches_travel_with_the_commit_of_the_previous() -> None:
     """A worker with enough to send makes one commit an interval, for both."""
-    limits = dataclasses.replace(LIMITS, requests_in_flight_max=2)
+    limits = replace(LIMITS, requests_in_flight_max=2)
     scenario = Scenario(limits=limits)
     first, second = scenario.sent(usage_records(12))
     assert scenario.intended() == [(2 * n, 2 * n + 2) for n in range(6)]
@@ -133,7 +133,7 @@ def test_intents_of_the_next_batches_travel_with_the_commit_of_the_previous() ->
 
 def test_no_more_is_intended_than_the_metadata_has_room_for() -> None:
     """Less what splits may need; the rest waits for offsets that are passed, and has its turn."""
-    limits = dataclasses.replace(LIMITS, batch=BatchLimits(1, 1000, 5.0), requests_in_flight_max=8)
+    limits = replace(LIMITS, batch=BatchLimits(1, 1000, 5.0), requests_in_flight_max=8)
     scenario = Scenario(limits=limits)
     sent = scenario.sent(usage_records(INTENTS_MAX + 30))
     assert len(scenario.intended()) == INTENTS_MAX - SPLITS_RESERVE
@@ -148,7 +148,7 @@ def test_no_more_is_intended_than_the_metadata_has_room_for() -> None:
 
 def test_a_full_ledger_whose_commit_failed_is_recorded_all_the_same() -> None:
     """Its batches have their room already; to look for more would be a stall."""
-    limits = dataclasses.replace(LIMITS, batch=BatchLimits(1, 1000, 5.0), requests_in_flight_max=3)
+    limits = replace(LIMITS, batch=BatchLimits(1, 1000, 5.0), requests_in_flight_max=3)
     scenario = Scenario(limits=limits)
     (commit,) = scenario.raw(scenario.fetched(usage_records(INTENTS_MAX + 5)))
     assert isinstance(commit, CommitOffsets)
@@ -168,10 +168,10 @@ def test_the_next_owner_forms_the_same_bytes_under_the_same_keys(
 ) -> None:
     """Whatever its own limits and fetches are; what follows is cut by its own."""
     records = [*usage_records(4), LogRecord(4, None), *usage_records(4, first_offset=7)]
-    former = Scenario(limits=dataclasses.replace(LIMITS, batch=BatchLimits(3, 10_000, 5.0)))
+    former = Scenario(limits=replace(LIMITS, batch=BatchLimits(3, 10_000, 5.0)))
     before = former.sent(records)
     assert former.intended() == [(0, 3), (3, 8), (8, 11)]
-    limits = dataclasses.replace(LIMITS, batch=BatchLimits(items_max, 10_000, 5.0))
+    limits = replace(LIMITS, batch=BatchLimits(items_max, 10_000, 5.0))
     scenario = inheriting((0, 3), (3, 8), (8, 11), limits=limits, log=records)
 
     after: list[Batch] = []
@@ -263,7 +263,7 @@ def test_a_range_that_partly_vanished_halts(offsets: list[int]) -> None:
 def test_a_range_that_lost_a_dead_letter_at_its_edge_halts(vanished: int) -> None:
     """The items are all there and make the same body, but it would go under another key."""
     log = usage_records(5)
-    log[vanished] = dataclasses.replace(log[vanished], value=None)
+    log[vanished] = replace(log[vanished], value=None)
     scenario = inheriting((0, 3), log=log)
     commands = scenario.fetch([record for record in log if record.offset != vanished])
 
@@ -275,7 +275,7 @@ def test_a_range_that_lost_a_dead_letter_at_its_edge_halts(vanished: int) -> Non
 def test_a_range_that_makes_another_body_halts(fetched: int) -> None:
     """A setting that changed what is sent would give the key another body."""
     scenario = inheriting((0, 2), (2, 4))
-    others = [usage_records(1)[0], dataclasses.replace(usage_records(2)[1], value=b"{")]
+    others = [usage_records(1)[0], replace(usage_records(2)[1], value=b"{")]
     commands: list[Command] = []
     for position in range(0, 2, fetched):
         commands += scenario.fetch(others[position : position + fetched])
@@ -288,7 +288,7 @@ def test_a_range_that_makes_another_body_halts(fetched: int) -> None:
 def test_a_builder_that_gathers_what_was_left_is_not_kept_waiting() -> None:
     """A paused partition goes on when nothing else can make room."""
     size = len(usage_records(1)[0].value or b"")
-    limits = dataclasses.replace(LIMITS, buffer_bytes_max=2 * size)
+    limits = replace(LIMITS, buffer_bytes_max=2 * size)
     scenario = inheriting((0, 8), limits=limits)
     commands = scenario.raw(scenario.fetched(usage_records(4)))
     names = frozenset({P0})
@@ -422,7 +422,7 @@ def test_a_receipt_says_whether_an_earlier_attempt_may_have_been_applied() -> No
 
 def test_a_refused_item_has_a_receipt_without_a_doubt() -> None:
     """A refusal that was believed says that nothing was applied before it, either."""
-    limits = dataclasses.replace(RECEIPTS, batch=BatchLimits(1, 10_000, 5.0))
+    limits = replace(RECEIPTS, batch=BatchLimits(1, 10_000, 5.0))
     scenario = Scenario(limits=limits)
     log = usage_records(1)
     (batch,) = scenario.sent(log)
@@ -525,7 +525,7 @@ def test_with_halt_what_was_left_in_doubt_halts_at_once() -> None:
 
 def test_with_halt_a_receipt_resolves_the_doubt() -> None:
     """What is receipted was acknowledged, whoever committed it or not."""
-    limits = dataclasses.replace(HALT, receipts=True)
+    limits = replace(HALT, receipts=True)
     scenario = inheriting((0, 2), receipted=[(0, 2)], limits=limits)
 
     assert scenario.offset() == 2
@@ -537,7 +537,7 @@ def test_what_was_never_sent_is_left_to_nobody() -> None:
 
     With halt, they would stop the next owner for nothing.
     """
-    limits = dataclasses.replace(HALT, requests_in_flight_max=3)
+    limits = replace(HALT, requests_in_flight_max=3)
     scenario = Scenario(limits=limits)
     first, deferred, throttled = scenario.sent(usage_records(12))
     assert len(scenario.intended()) == 6
@@ -609,7 +609,7 @@ def test_a_revocation_amid_an_intent_commit_that_fails_takes_it_back() -> None:
 
 def test_what_was_left_in_doubt_stays_in_the_ledger_when_it_is_revoked_unsent() -> None:
     """This owner never sent it; a former one may have."""
-    limits = dataclasses.replace(LIMITS, requests_in_flight_max=1)
+    limits = replace(LIMITS, requests_in_flight_max=1)
     scenario = inheriting((0, 2), (2, 4), (4, 6), limits=limits)
     (first,) = scenario.sent(usage_records(6))
     scenario.revocation_started()
@@ -644,7 +644,7 @@ def test_a_receipt_has_no_window() -> None:
 @pytest.mark.parametrize("decided", [False, True], ids=["doubted", "decided"])
 def test_what_is_to_be_sent_again_has_a_window_from_then_on(decided: bool) -> None:
     """Whoever decides to send it again has asked; after a new doubt, the window begins anew."""
-    limits = dataclasses.replace(LIMITS, idempotency_window_seconds=1000.0)
+    limits = replace(LIMITS, idempotency_window_seconds=1000.0)
     scenario = unassigned(limits)
     commit = Commit(0, encode(0, ledger_of((0, 2), intended_at=5)))
     scenario.store(CommitOffsets({P0: commit}))
@@ -662,7 +662,7 @@ def test_what_is_to_be_sent_again_has_a_window_from_then_on(decided: bool) -> No
 
 def test_what_stays_in_doubt_for_too_long_halts() -> None:
     """One owner may wait as long as many: from the first doubt on, the time runs."""
-    limits = dataclasses.replace(LIMITS, idempotency_window_seconds=1000.0)
+    limits = replace(LIMITS, idempotency_window_seconds=1000.0)
     scenario = Scenario(limits=limits)
     (batch,) = scenario.sent(usage_records(2))
     scenario.now += 5000.0  # an attempt that certainly did not arrive begins no doubt
@@ -686,7 +686,7 @@ def test_what_stays_in_doubt_for_too_long_halts() -> None:
 
 def test_the_room_of_a_batch_that_is_given_up_is_used_at_once() -> None:
     """Or partitions that were paused for it would wait for ever: nothing else is under way."""
-    limits = dataclasses.replace(LIMITS, idempotency_window_seconds=10.0, buffer_bytes_max=100)
+    limits = replace(LIMITS, idempotency_window_seconds=10.0, buffer_bytes_max=100)
     scenario = Scenario(P0, P1, limits=limits)
     (doubtful,) = scenario.sent(usage_records(2))
     (other,) = scenario.sent(usage_records(2), P1)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
+from msgspec.structs import replace
 
 from ingester.core.batch import BatchLimits
 from ingester.core.delivery import Blocked, Deferred, InDoubt, Refused, Throttled
@@ -57,7 +56,7 @@ def with_values(*values: bytes | None, first_offset: int = 0) -> list[LogRecord]
     """Valid records, except where a value is given in place of b""."""
     records = usage_records(len(values), first_offset)
     return [
-        record if value == b"" else dataclasses.replace(record, value=value)
+        record if value == b"" else replace(record, value=value)
         for record, value in zip(records, values, strict=True)
     ]
 
@@ -84,7 +83,7 @@ def test_records_become_a_request_and_its_acknowledgement_a_commit() -> None:
 
 def test_the_linger_cuts_a_batch_that_does_not_fill() -> None:
     """It runs from the batch's first record, whatever comes later."""
-    scenario = Scenario(limits=dataclasses.replace(LIMITS, batch=BatchLimits(9, 10_000, 5.0)))
+    scenario = Scenario(limits=replace(LIMITS, batch=BatchLimits(9, 10_000, 5.0)))
     scenario.fetch(usage_records(1))
     scenario.now += 4.0
     assert scenario.fetch(usage_records(1, first_offset=1)) == []
@@ -114,7 +113,7 @@ def test_each_partition_lingers_for_itself() -> None:
 
 def test_without_a_linger_the_next_tick_sends() -> None:
     """What one fetch brought goes together, and does not wait for more."""
-    limits = dataclasses.replace(LIMITS, batch=BatchLimits(9, 10_000, 0.0))
+    limits = replace(LIMITS, batch=BatchLimits(9, 10_000, 0.0))
     scenario = Scenario(limits=limits)
     assert scenario.raw(scenario.fetched(usage_records(3))) == []
     assert scenario.pipeline.wake_at() == scenario.now
@@ -284,7 +283,7 @@ def test_dead_letters_that_were_not_written_are_written_again() -> None:
 
 def test_a_conflict_halts_its_partition_and_no_other() -> None:
     """It is paused and reported with the batch's name; what is unsent is forgotten."""
-    limits = dataclasses.replace(LIMITS, requests_in_flight_max=1)
+    limits = replace(LIMITS, requests_in_flight_max=1)
     scenario = Scenario(P0, P1, limits=limits)
     (batch,) = scenario.sent(usage_records(5))
     scenario.fetch({P1: usage_records(2)})
@@ -359,7 +358,7 @@ def test_a_partition_that_cannot_be_read_halts() -> None:
 def test_partitions_pause_past_the_bound_and_resume_below_half() -> None:
     """The heavy one pauses, the light one goes on; both bounds are in bytes."""
     size = len(usage_records(1)[0].value or b"")
-    limits = dataclasses.replace(LIMITS, buffer_bytes_max=10 * size)
+    limits = replace(LIMITS, buffer_bytes_max=10 * size)
     scenario = Scenario(P0, P1, limits=limits)
     light = scenario.sent(usage_records(2), P1)
     commands = scenario.fetch({P0: usage_records(8)})
@@ -378,7 +377,7 @@ def test_partitions_pause_past_the_bound_and_resume_below_half() -> None:
 
 def test_a_halted_partition_is_not_resumed() -> None:
     """Not with the others, when there is room again."""
-    limits = dataclasses.replace(LIMITS, buffer_bytes_max=200)
+    limits = replace(LIMITS, buffer_bytes_max=200)
     scenario = Scenario(limits=limits)
     batches = scenario.sent(usage_records(8))
     commands = scenario.answer(batches[0], CONFLICT)
@@ -391,7 +390,7 @@ def test_a_halted_partition_is_not_resumed() -> None:
 
 def test_tombstones_that_cannot_be_written_fill_the_buffer() -> None:
     """A topic without values pauses as well, or it would fill the memory."""
-    scenario = Scenario(limits=dataclasses.replace(LIMITS, buffer_bytes_max=10_000))
+    scenario = Scenario(limits=replace(LIMITS, buffer_bytes_max=10_000))
     commands: list[Command] = []
     for number in range(100):
         commands += scenario.fetch(with_values(None, None, first_offset=2 * number))
@@ -401,9 +400,7 @@ def test_tombstones_that_cannot_be_written_fill_the_buffer() -> None:
 
 def test_open_batches_are_cut_when_only_they_could_make_room() -> None:
     """Paused and with nothing under way, to wait for a linger would be a stall."""
-    limits = dataclasses.replace(
-        LIMITS, batch=BatchLimits(100, 10_000, 3600.0), buffer_bytes_max=300
-    )
+    limits = replace(LIMITS, batch=BatchLimits(100, 10_000, 3600.0), buffer_bytes_max=300)
     scenario = Scenario(limits=limits)
     pause, send = scenario.fetch(usage_records(8))
 
@@ -417,7 +414,7 @@ def test_open_batches_are_cut_when_only_they_could_make_room() -> None:
 
 def test_a_revocation_forgets_what_was_not_sent() -> None:
     """Ready and open batches are quicker read again; fetches are not taken any more."""
-    limits = dataclasses.replace(LIMITS, requests_in_flight_max=1)
+    limits = replace(LIMITS, requests_in_flight_max=1)
     scenario = Scenario(limits=limits)
     (batch,) = scenario.sent(usage_records(5))
     assert scenario.revocation_started() == []
@@ -591,7 +588,7 @@ def test_a_drain_sends_what_is_open_and_takes_no_more() -> None:
 
 def test_a_drain_that_turns_into_a_revocation_begins_nothing_more() -> None:
     """What is in flight is finished; what was only intended is left to nobody."""
-    scenario = Scenario(limits=dataclasses.replace(LIMITS, requests_in_flight_max=1))
+    scenario = Scenario(limits=replace(LIMITS, requests_in_flight_max=1))
     (batch,) = scenario.sent(usage_records(6))
     assert scenario.drain() == []
     assert not scenario.pipeline.drained

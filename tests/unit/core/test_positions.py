@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from msgspec.structs import replace
 
 from ingester.core.batch import idempotency_key
 from ingester.core.coverage import Proof
@@ -97,7 +97,7 @@ def test_positions_of_partitions_that_are_gone_are_nobodys() -> None:
 
 def test_a_marker_travels_with_the_next_commit() -> None:
     """It is in no hurry: where others are committed at intervals, so is it."""
-    scenario = Scenario(limits=dataclasses.replace(LIMITS, commit_interval_seconds=5.0))
+    scenario = Scenario(limits=replace(LIMITS, commit_interval_seconds=5.0))
     (batch,) = scenario.sent(usage_records(2))
     begun = scenario.now
     scenario.answer(batch)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
 from ingester.core.batch import Batch, BatchLimits
 from ingester.core.deadletter import DeadLetterLimit
@@ -47,9 +47,9 @@ from tests.support.scenario import (
     resolution_of,
 )
 
-EIGHT = dataclasses.replace(LIMITS, batch=BatchLimits(8, 10_000, 5.0))
-RECEIPTS = dataclasses.replace(EIGHT, receipts=True)
-ONE = dataclasses.replace(LIMITS, batch=BatchLimits(1, 10_000, 5.0))
+EIGHT = replace(LIMITS, batch=BatchLimits(8, 10_000, 5.0))
+RECEIPTS = replace(EIGHT, receipts=True)
+ONE = replace(LIMITS, batch=BatchLimits(1, 10_000, 5.0))
 LOG = usage_records(64)
 IN_DOUBT = InDoubt("HTTP 500", 500)
 TIMED_OUT = InDoubt("no answer within 30 s", None, timed_out=True)
@@ -154,7 +154,7 @@ def test_halves_whose_commit_failed_are_not_sent() -> None:
 
 def test_halves_go_ahead_of_what_was_cut_before() -> None:
     """The partition is not committed past them."""
-    limits = dataclasses.replace(LIMITS, requests_in_flight_max=1)
+    limits = replace(LIMITS, requests_in_flight_max=1)
     scenario = Scenario(limits=limits)
     (batch,) = scenario.sent(LOG[:6])
     scenario.now += 0.01
@@ -186,7 +186,7 @@ def test_refused_items_alone_become_dead_letters(bad: tuple[int, ...]) -> None:
 
 def test_a_refused_item_goes_with_pacspaces_answer() -> None:
     """Status and body as they came; the offset waits for it, and its receipt says what it was."""
-    scenario = Scenario(limits=dataclasses.replace(RECEIPTS, batch=BatchLimits(2, 10_000, 5.0)))
+    scenario = Scenario(limits=replace(RECEIPTS, batch=BatchLimits(2, 10_000, 5.0)))
     (batch,) = scenario.sent(LOG[:2])
     one, other = halved(scenario, batch)
     answered = Refused("HTTP 422: no account", 422, "invalid", is_api=True, body=b'{"message":""}')
@@ -257,7 +257,7 @@ def test_the_buffer_holds_what_was_split_until_it_is_settled() -> None:
 def test_a_batch_with_dead_letters_is_split_when_they_are_written(refused_first: bool) -> None:
     """Its halves do not write them again, and their receipts count them."""
     log = [*LOG[:2], LogRecord(2, None), *LOG[3:5], LogRecord(5, b"{")]
-    limits = dataclasses.replace(RECEIPTS, batch=BatchLimits(6, 10_000, 5.0))
+    limits = replace(RECEIPTS, batch=BatchLimits(6, 10_000, 5.0))
     scenario = Scenario(limits=limits)
     write, send = scenario.fetch(log)
     assert isinstance(write, WriteDeadLetters)
@@ -283,7 +283,7 @@ def test_a_batch_with_dead_letters_is_split_when_they_are_written(refused_first:
 def test_a_refused_item_beside_dead_letters_is_written_without_them() -> None:
     """They are in the dead-letter topic already, and in the receipt's count."""
     log = [LogRecord(0, None), LOG[1]]
-    scenario = Scenario(limits=dataclasses.replace(LIMITS, receipts=True))
+    scenario = Scenario(limits=replace(LIMITS, receipts=True))
     write, send = scenario.fetch(log)
     assert isinstance(write, WriteDeadLetters)
     assert isinstance(send, SendBatch)
@@ -459,7 +459,7 @@ def test_a_conflict_or_a_proxy_is_not_waited_with() -> None:
         LOG[1:8],
         LOG[:7],
         [*LOG[:3], *LOG[4:8]],
-        [*LOG[:7], dataclasses.replace(LOG[7], value=event_json(99))],
+        [*LOG[:7], replace(LOG[7], value=event_json(99))],
     ],
     ids=["none", "without the first", "without the last", "without one", "another one"],
 )
@@ -637,7 +637,7 @@ def test_a_halt_gives_up_what_is_refused(step: str) -> None:
 
 def test_with_halt_a_half_in_doubt_halts() -> None:
     """It alone stays in doubt, with what is before it."""
-    scenario = Scenario(limits=dataclasses.replace(EIGHT, in_doubt="halt"))
+    scenario = Scenario(limits=replace(EIGHT, in_doubt="halt"))
     (batch,) = scenario.sent(LOG[:8])
     one, other = halved(scenario, batch)
     assert len(halts(scenario.answer(one, IN_DOUBT))) == 1
@@ -679,7 +679,7 @@ def test_in_a_full_ledger_only_the_first_is_split() -> None:
 )
 def test_when_everything_is_refused_the_ledger_never_overflows(pick: Callable[[int], int]) -> None:
     """Eighty batches to be taken apart, in whichever order; the whole topic is dead letters."""
-    limits = dataclasses.replace(
+    limits = replace(
         LIMITS,
         batch=BatchLimits(4, 10_000, 5.0),
         requests_in_flight_max=200,
@@ -696,15 +696,13 @@ def test_when_everything_is_refused_the_ledger_never_overflows(pick: Callable[[i
 
 def test_a_large_batch_is_taken_apart_in_a_full_ledger() -> None:
     """The last of its items refused: a level deeper each time, and never beyond the metadata."""
-    limits = dataclasses.replace(
-        LIMITS, batch=BatchLimits(1000, 10**6, 5.0), requests_in_flight_max=200
-    )
+    limits = replace(LIMITS, batch=BatchLimits(1000, 10**6, 5.0), requests_in_flight_max=200)
     world = World(usage_records(1000), limits, refused=[0, 500, 999])
     former = Life(world)
     while len(world.requests) < 1:
         former.step()
     world.log = usage_records(1000 + 3 * INTENTS_MAX)
-    world.limits = dataclasses.replace(limits, batch=BatchLimits(1, 10**6, 5.0))
+    world.limits = replace(limits, batch=BatchLimits(1, 10**6, 5.0))
     Life(world).run()
 
     world.check()
@@ -764,7 +762,7 @@ def test_an_item_that_is_too_large_alone_is_a_dead_letter() -> None:
 
 def test_an_item_beyond_what_was_learned_is_sent() -> None:
     """Whether the endpoint takes it, it alone can say."""
-    limits = dataclasses.replace(LIMITS, batch=BatchLimits(2, 10_000, 5.0))
+    limits = replace(LIMITS, batch=BatchLimits(2, 10_000, 5.0))
     scenario = Scenario(limits=limits)
     (batch,) = scenario.sent(LOG[:2])
     halved(scenario, batch, outcome=TOO_LARGE)
@@ -785,7 +783,7 @@ def tombstones(count: int, first_offset: int = 0) -> list[LogRecord]:
 
 def test_a_run_of_bad_records_halts_behind_the_batch_that_passes_the_limit() -> None:
     """That one is still written; the rest stays in the log, and the buffer is empty."""
-    scenario = Scenario(P0, P1, limits=dataclasses.replace(LIMITS, dead_letters=FEW))
+    scenario = Scenario(P0, P1, limits=replace(LIMITS, dead_letters=FEW))
     one, other, pause, halt = scenario.fetch(tombstones(7))
     assert isinstance(one, WriteDeadLetters)
     assert isinstance(other, WriteDeadLetters)
@@ -805,7 +803,7 @@ def test_a_run_of_bad_records_halts_behind_the_batch_that_passes_the_limit() -> 
 
 def test_nothing_is_committed_past_dead_letters_that_are_not_written() -> None:
     """Those that pass the limit as little as any; once they are, whoever is next begins behind."""
-    limits = dataclasses.replace(LIMITS, dead_letters=FEW)
+    limits = replace(LIMITS, dead_letters=FEW)
     scenario = Scenario(limits=limits)
     write = letter_of(scenario.fetch(tombstones(2)))
     scenario.written(write.batch)
@@ -824,7 +822,7 @@ def test_nothing_is_committed_past_dead_letters_that_are_not_written() -> None:
 
 def test_what_was_cut_before_too_many_dead_letters_is_settled() -> None:
     """Sent for the first time, though its intent is recorded only now, and again as usual."""
-    limits = dataclasses.replace(RECEIPTS, batch=BatchLimits(2, 10_000, 5.0), dead_letters=FEW)
+    limits = replace(RECEIPTS, batch=BatchLimits(2, 10_000, 5.0), dead_letters=FEW)
     scenario = Scenario(limits=limits)
     commands = scenario.raw(scenario.fetched([*LOG[:2], *tombstones(6, 2)]))
     assert len(halts(commands)) == 1
@@ -840,7 +838,7 @@ def test_what_was_cut_before_too_many_dead_letters_is_settled() -> None:
 
 def test_a_worse_halt_ends_what_too_many_dead_letters_have_left() -> None:
     """Nothing is begun behind a conflict; the partition is halted once, for the first reason."""
-    limits = dataclasses.replace(LIMITS, dead_letters=FEW, requests_in_flight_max=1)
+    limits = replace(LIMITS, dead_letters=FEW, requests_in_flight_max=1)
     scenario = Scenario(limits=limits)
     commands = scenario.fetch([*LOG[:4], *tombstones(6, 4)])
     (reason,) = halts(commands)
@@ -857,7 +855,7 @@ def test_a_worse_halt_ends_what_too_many_dead_letters_have_left() -> None:
 def test_each_restart_makes_progress_through_too_many_dead_letters() -> None:
     """Nine with a limit of five: six of the first worker, three of its successor, each once."""
     limit = DeadLetterLimit(count_max=5, share_max=0.5, window_seconds=60.0)
-    world = World(tombstones(9), dataclasses.replace(LIMITS, dead_letters=limit, receipts=True))
+    world = World(tombstones(9), replace(LIMITS, dead_letters=limit, receipts=True))
     one = Life(world)
     one.run()
     assert len(one.halts) == 1
@@ -873,7 +871,7 @@ def test_each_restart_makes_progress_through_too_many_dead_letters() -> None:
 def test_each_decision_makes_progress_through_too_many_dead_letters() -> None:
     """The worker that halted goes on where it halted, with a new window."""
     limit = DeadLetterLimit(count_max=5, share_max=0.5, window_seconds=60.0)
-    scenario = Scenario(limits=dataclasses.replace(LIMITS, dead_letters=limit))
+    scenario = Scenario(limits=replace(LIMITS, dead_letters=limit))
     commands = scenario.fetch(tombstones(9))
     assert len(halts(commands)) == 1
     for each in commands:
@@ -896,9 +894,9 @@ def test_each_decision_makes_progress_through_too_many_dead_letters() -> None:
 def test_too_many_dead_letters_in_what_was_left_end_no_doubt() -> None:
     """Its items may have been applied: they are sent again as they were, now or by the next."""
     log = [*tombstones(5), *usage_records(1, first_offset=5)]
-    former = Scenario(limits=dataclasses.replace(EIGHT, batch=BatchLimits(6, 10_000, 5.0)))
+    former = Scenario(limits=replace(EIGHT, batch=BatchLimits(6, 10_000, 5.0)))
     former.fetch(log)
-    scenario = Scenario(P1, limits=dataclasses.replace(EIGHT, dead_letters=FEW))
+    scenario = Scenario(P1, limits=replace(EIGHT, dead_letters=FEW))
     scenario.revocation_started()
     scenario.revoked()
     scenario.store(CommitOffsets(former.stored))
@@ -916,7 +914,7 @@ def test_too_many_dead_letters_in_what_was_left_end_no_doubt() -> None:
 
 def test_a_good_batch_after_bad_ones_does_not_halt() -> None:
     """Though older good ones leave the window, by which the share grows."""
-    scenario = Scenario(limits=dataclasses.replace(LIMITS, dead_letters=FEW))
+    scenario = Scenario(limits=replace(LIMITS, dead_letters=FEW))
     begun = scenario.now
     settled(scenario, LOG[:10])
     scenario.now = begun + 30.0
@@ -929,7 +927,7 @@ def test_a_good_batch_after_bad_ones_does_not_halt() -> None:
 
 def test_a_run_of_refused_items_halts_behind_the_one_that_passes_the_limit() -> None:
     """With PacSpace's words; what is refused is not in doubt, and read again by whoever is next."""
-    limits = dataclasses.replace(ONE, dead_letters=FEW)
+    limits = replace(ONE, dead_letters=FEW)
     scenario = Scenario(limits=limits)
     batches = scenario.sent(LOG[:4])
     commands: list[Command] = []
@@ -952,8 +950,8 @@ def test_a_run_of_refused_items_halts_behind_the_one_that_passes_the_limit() -> 
 
 def test_nothing_is_begun_behind_too_many_refused_items() -> None:
     """What is in flight by then is finished, and what was intended beyond is left to nobody."""
-    few = dataclasses.replace(FEW, share_max=0.0)
-    limits = dataclasses.replace(ONE, dead_letters=few, requests_in_flight_max=3)
+    few = replace(FEW, share_max=0.0)
+    limits = replace(ONE, dead_letters=few, requests_in_flight_max=3)
     scenario = Scenario(limits=limits)
     sent = scenario.sent(LOG[:12])
     commands: list[Command] = []
@@ -982,7 +980,7 @@ def test_each_restart_makes_progress_through_too_many_refused_items(
     """Nine with a limit of five, alone or in batches: what was written is not written again."""
     limit = DeadLetterLimit(count_max=5, share_max=0.5, window_seconds=60.0)
     batch = BatchLimits(items_max, 10_000, 5.0)
-    limits = dataclasses.replace(RECEIPTS, batch=batch, dead_letters=limit)
+    limits = replace(RECEIPTS, batch=batch, dead_letters=limit)
     world = World(LOG[:9], limits, refused=range(9))
     lives = [Life(world, Random(seed).randrange)]
     lives[0].run()
@@ -999,7 +997,7 @@ def test_each_restart_makes_progress_through_too_many_refused_items(
 
 def test_refused_items_of_one_partition_halt_no_other() -> None:
     """Each has a window of its own, and a new one with each assignment."""
-    limits = dataclasses.replace(ONE, dead_letters=FEW)
+    limits = replace(ONE, dead_letters=FEW)
     scenario = Scenario(P0, P1, limits=limits)
     for _ in range(2):
         for name in (P0, P1):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
+from msgspec.structs import replace
 
 from ingester.core.delivery import InDoubt, Refused
 from ingester.core.messages import (
@@ -42,8 +41,8 @@ from tests.support.scenario import (
     resolution_of,
 )
 
-RECEIPTS = dataclasses.replace(LIMITS, receipts=True)
-HALT = dataclasses.replace(RECEIPTS, in_doubt="halt")
+RECEIPTS = replace(LIMITS, receipts=True)
+HALT = replace(RECEIPTS, in_doubt="halt")
 IN_DOUBT = InDoubt("HTTP 500", 500)
 CONFLICT = Refused("HTTP 409: no", 409, "conflict", is_api=True)
 LOG = [*usage_records(3), LogRecord(3, None), *usage_records(4, first_offset=4)]
@@ -228,7 +227,7 @@ def test_a_decision_about_something_else_halts_again() -> None:
 def test_a_log_that_has_lost_it_halts_again() -> None:
     """Whatever halts a start, halts it here."""
     scenario = halted()
-    start = dataclasses.replace(scenario.start(), halt_reason="the log begins at offset 9")
+    start = replace(scenario.start(), halt_reason="the log begins at offset 9")
     commands = scenario.fact(PartitionReopened(P0, start, WALL_SECONDS))
 
     assert halts(commands) == ["the log begins at offset 9"]

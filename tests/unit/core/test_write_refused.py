@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from msgspec.structs import replace
 
 from ingester.core.messages import (
     DeadLettersNotWritten,
@@ -14,7 +14,7 @@ from tests.support.records import LogRecord, usage_records
 from tests.support.scenario import LIMITS, P0, P1, Scenario
 
 TOO_LARGE = "raise its max.message.bytes."
-RECEIPTS = dataclasses.replace(LIMITS, receipts=True)
+RECEIPTS = replace(LIMITS, receipts=True)
 
 
 def refused(scenario: Scenario) -> list[str | None]:
