@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
@@ -47,7 +47,7 @@ _COMMAND_LINE_ERROR: Final[Any] = typer.BadParameter.__mro__[1]
 
 
 def command_line(arguments: Sequence[str]) -> typer.Typer:
-    """Make what understands these arguments: the command that they name, or else all of them."""
+    """Make what understands these arguments: only what they name, where they name something."""
     app = typer.Typer(
         name="ingester",
         help="Reads usage events from Kafka, settles them with PacSpace, commits offsets only after"
@@ -58,8 +58,7 @@ def command_line(arguments: Sequence[str]) -> typer.Typer:
         rich_markup_mode=None,
         callback=_options,
     )
-    named = next((each for each in arguments if not each.startswith("-")), "")
-    for name in [named] if named in _MODULES else _MODULES:
+    for name in _needed(arguments):
         module = import_module(_MODULES[name])
         command = getattr(module, name)
         if isinstance(command, typer.Typer):  # several, under one name
@@ -68,6 +67,14 @@ def command_line(arguments: Sequence[str]) -> typer.Typer:
         kind = getattr(module, _CLASSES[name]) if name in _CLASSES else None
         app.command(name, cls=kind)(command)
     return app
+
+
+def _needed(arguments: Sequence[str]) -> Iterable[str]:
+    """Name the commands without which these arguments cannot be understood."""
+    if arguments[:1] == ["--version"]:
+        return ()
+    named = next((each for each in arguments if not each.startswith("-")), "")
+    return [named] if named in _MODULES else _MODULES
 
 
 def _version(wanted: bool) -> None:

@@ -12,10 +12,10 @@ import stat
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar, get_args
 
+import msgspec
 from pydantic import ByteSize, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -50,8 +50,7 @@ _SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://")
 M = TypeVar("M", bound=Group)
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded(Generic[M]):
+class Loaded(msgspec.Struct, Generic[M], frozen=True):
     """Settings, where each of them came from, and what is unwise about that."""
 
     settings: M

@@ -7,7 +7,6 @@ asynchronous client.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal, Self
 from urllib.parse import quote
@@ -58,15 +57,13 @@ class _BalanceAnswer(msgspec.Struct):
     success: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownKey:
+class UnknownKey(msgspec.Struct, frozen=True):
     """PacSpace has no record of the key: nothing was written, or nothing is visible yet."""
 
     key: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReadFailed:
+class ReadFailed(msgspec.Struct, frozen=True):
     """No balance could be read; `status` is None when no whole answer came."""
 
     reason: str
@@ -75,8 +72,7 @@ class ReadFailed:
     """For how long the endpoint wants to be left alone, where it says so."""
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
+class Agreement(msgspec.Struct, frozen=True):
     """What comparing one's own sum with the balance gave; an unknown key agrees with no sum."""
 
     status: Literal["agreed", "pending_verification", "mismatch", "unknown_key"]

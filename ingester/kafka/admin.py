@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import msgspec
 from aiokafka import errors as kafka_errors
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.protocol.admin import (
@@ -54,8 +54,7 @@ _NOT_PERMITTED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class KafkaFacts:
+class KafkaFacts(msgspec.Struct, frozen=True):
     """What a cluster said about itself, some topics and a group."""
 
     brokers: tuple[str, ...]
@@ -68,8 +67,7 @@ class KafkaFacts:
     """State and members of the group; None when it may not be read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(msgspec.Struct, frozen=True):
     """One member of a consumer group, as the coordinator sees it."""
 
     member_id: str

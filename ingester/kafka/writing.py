@@ -10,10 +10,10 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
+import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
 
@@ -32,8 +32,7 @@ _PAUSE_SECONDS_MIN: Final = 0.5  # before the first write to where one has faile
 _PAUSE_SECONDS_MAX: Final = 5.0  # so much later than its partition a writer recovers at most
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(msgspec.Struct, frozen=True):
     """Where the broker put a record.
 
     Its offset may be too low, or -1: a broker does not tell it for what it finds that it has had.
@@ -43,8 +42,7 @@ class Written:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class WriteProblem:
+class WriteProblem(msgspec.Struct, frozen=True):
     """Why something is not written."""
 
     reason: str

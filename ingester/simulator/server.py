@@ -9,11 +9,11 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from typing import assert_never
 
 from aiohttp import web
 
+from ingester import __version__
 from ingester.errors import UnavailableError
 from ingester.simulator import answers
 from ingester.simulator.admin import Admin
@@ -36,8 +36,6 @@ from ingester.simulator.ledger import Instant
 from ingester.simulator.options import Options
 from ingester.simulator.validation import Refusal, parse_items
 from ingester.wire import BUCKET_PATH, SIMULATOR_HEADER, WRITES_PATH
-
-VERSION = version("pacspace-ingester")
 
 # A client that keeps a connection longer than this meets a reset: the API documents no value.
 KEEPALIVE_SECONDS = 75.0
@@ -205,7 +203,7 @@ class Simulator:
 
 
 async def _sign(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers[SIMULATOR_HEADER] = VERSION
+    response.headers[SIMULATOR_HEADER] = __version__
 
 
 async def _send_half(request: web.Request, answer: Answer) -> None:

@@ -36,10 +36,8 @@ class HealthServer:
         self._stalled = stalled
         self._runner: web.AppRunner | None = None
 
-    async def start(self, listen: Address | None) -> None:
-        """Listen; ConfigurationError when the address is taken. None serves nothing."""
-        if listen is None:
-            return
+    async def start(self, listen: Address) -> None:
+        """Listen; ConfigurationError when the address is taken."""
         app = web.Application()
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)

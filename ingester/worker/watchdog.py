@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from ingester.core.pipeline import Pipeline
 from ingester.core.record import TopicPartition
@@ -20,8 +21,7 @@ from ingester.worker.telemetry import Telemetry
 _LOOK_SECONDS: Final = 5.0
 
 
-@dataclass(slots=True)
-class _Standing:
+class _Standing(msgspec.Struct):
     """Where a partition was last seen to move, and when."""
 
     committed: int | None

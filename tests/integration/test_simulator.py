@@ -12,8 +12,9 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 
+from ingester import __version__
 from ingester.simulator.options import Options
-from ingester.simulator.server import VERSION, running
+from ingester.simulator.server import running
 
 API_KEY = "pk_test_public.secret"
 DEADLINE_SECONDS = 20
@@ -138,7 +139,7 @@ async def test_every_answer_says_that_it_is_simulated(client: Client) -> None:
 
     for method, path in requests:
         async with client.session.request(method, path) as response:
-            assert response.headers["X-PacSpace-Simulator"] == VERSION, (method, path)
+            assert response.headers["X-PacSpace-Simulator"] == __version__, (method, path)
 
 
 async def test_an_unknown_path_is_answered_in_the_api_envelope(client: Client) -> None:

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
+from msgspec.structs import replace
 
 from ingester.commands.check import CheckResult, render_results, render_settings, run_checks
 from ingester.config import Loaded, Settings, load
@@ -275,9 +275,7 @@ async def test_what_the_login_may_not_see_is_named_with_the_permission() -> None
 
 async def test_an_advertised_address_that_does_not_work_is_a_failure() -> None:
     """A broker that answers but names an address which does not work from here is told apart."""
-    facts = dataclasses.replace(
-        HEALTHY, unreachable_brokers={"1 at kafka:9092": "The name does not resolve."}
-    )
+    facts = replace(HEALTHY, unreachable_brokers={"1 at kafka:9092": "The name does not resolve."})
 
     result = (await checked(Kafka(facts)))["kafka broker 1 at kafka:9092"]
 

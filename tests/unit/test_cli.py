@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,11 @@ def said(*arguments: str) -> str:
     result = CliRunner().invoke(command_line(arguments), arguments, terminal_width=80)
     assert result.exit_code == 0
     return result.output
+
+
+def test_it_says_the_version_of_the_installed_package() -> None:
+    """What the command calls itself is what an installer knows it by."""
+    assert said("--version") == f"ingester {version('pacspace-ingester')}\n"
 
 
 def test_no_summary_is_cut() -> None:
