@@ -333,7 +333,7 @@ def _events(decode: Decode, records: Sequence[Record]) -> Iterable[tuple[str, in
     values = [record.value for record in records]
     decoded = decode.all_of(values) if values else None
     if decoded is not None:
-        yield from ((event.key, event.bits) for event in decoded[0])
+        yield from ((event.key, event.bits) for event in decoded.events)
         return
     for value in values:
         found = decode(value)

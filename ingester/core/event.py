@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple, cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -60,6 +60,15 @@ class Rejection(msgspec.Struct, frozen=True):
 
     code: RejectionCode
     detail: str
+
+
+class Decoded(NamedTuple):
+    """Values that are all events: each event, and its encoded item, in the same order."""
+
+    events: Sequence[UsageEvent]
+    items: Sequence[bytes]
+    items_bytes: int
+    """Of all items together."""
 
 
 _encoder = msgspec.json.Encoder()
@@ -117,39 +126,43 @@ class Decode:
                 return Rejection("duplicated_member", f"`{repeated}` occurs more than once")
         return event, encoded
 
-    def all_of(
-        self, values: Sequence[bytes | None]
-    ) -> tuple[Sequence[UsageEvent], Sequence[bytes]] | None:
-        """Return the events of all values and their encoded items; None if one may be no event.
+    def all_of(self, values: Sequence[bytes | None]) -> Decoded | None:
+        """Decode all values, and encode their items; None if one of them may be no event.
 
-        A hundred at once take 0.4 us each, where one after the other takes 1.0. The decoder gets
+        A hundred at once take 0.25 us each, where one after the other takes 1.0. The decoder gets
         them as lines. Each line is one text or more: no string goes on over a line feed, and where
         one object ends and the next begins it finds no comma, as it would have to inside of both.
         """
-        objects = [v for v in values if v and v[0] == _OBJECT_START and v[-1] == _OBJECT_END]
-        if len(objects) < len(values) or b"\n" in b"".join(objects):
+        whole = cast("Sequence[bytes]", values)
+        try:
+            # One look at each: nearly all are short, and end as their metadata does.
+            unusual = [v for v in whole if len(v) > _SHALLOW_BYTES_MAX or v[-2] != _OBJECT_END]
+            lines = b"\n".join(whole)
+        except (TypeError, IndexError):  # a tombstone, or too short for an object
             return None
-        if any(_nests_too_deep(v) for v in objects if len(v) > _SHALLOW_BYTES_MAX):
+        if unusual and any(_nests_too_deep(v) for v in unusual if len(v) > _SHALLOW_BYTES_MAX):
             return None
-        lines = b"\n".join(objects)
         try:
             if not lines.isascii():
                 lines.decode()
             events = self._decode_lines(lines)
         except (UnicodeDecodeError, msgspec.DecodeError):
             return None
-        if len(events) != len(objects):
+        if len(events) != len(whole) or b"\n" in b"".join(whole):
             return None
-        items, encoded = objects, _encode_lines(events)[:-1]
-        if encoded != lines:
+        items, encoded = whole, _encode_lines(events)[:-1]
+        if encoded != lines:  # else each value is the line of its event, and so its item
+            if any(True for v in whole if v[0] != _OBJECT_START or v[-1] != _OBJECT_END):
+                return None
             items = encoded.split(b"\n")
-            pairs = zip(objects, items, strict=True)
+            pairs = zip(whole, items, strict=True)
             if any(True for v, item in pairs if len(v) - len(item) >= _REPETITION_BYTES_MIN):
                 return None
-        decoded = zip(items, events, strict=True)
-        if any(True for item, e in decoded if item[-2] != _OBJECT_END and e.metadata is not UNSET):
-            return None
-        return events, items
+        if unusual or items is not whole:
+            decoded = zip(items, events, strict=True)
+            if any(True for i, e in decoded if i[-2] != _OBJECT_END and e.metadata is not UNSET):
+                return None
+        return Decoded(events, items, len(encoded) - max(0, len(items) - 1))
 
 
 def event_decoder(unknown_members: UnknownMembers) -> Decode:

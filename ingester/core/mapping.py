@@ -16,7 +16,14 @@ from typing import Final
 
 import msgspec
 
-from ingester.core.event import Decode, Rejection, UnknownMembers, UsageEvent, event_decoder
+from ingester.core.event import (
+    Decode,
+    Decoded,
+    Rejection,
+    UnknownMembers,
+    UsageEvent,
+    event_decoder,
+)
 
 Path = tuple[str, ...]
 
@@ -110,10 +117,8 @@ class CorrectedDecode(Decode):
         corrected = self._correction.apply(value)
         return corrected if isinstance(corrected, Rejection) else super().__call__(corrected)
 
-    def all_of(
-        self, values: Sequence[bytes | None]
-    ) -> tuple[Sequence[UsageEvent], Sequence[bytes]] | None:
-        """Return the events of all values, corrected; None if one may be no event."""
+    def all_of(self, values: Sequence[bytes | None]) -> Decoded | None:
+        """Decode all values, corrected; None if one may be no event."""
         corrected: list[bytes | None] = []
         for value in values:
             found = self._correction.apply(value)

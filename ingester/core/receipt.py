@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import msgspec
 
@@ -161,7 +161,7 @@ def encode_receipt(
             items=batch.items_count,
             dead_letters=len(batch.dead_letters),
             bits=batch.bits,
-            bits_by_key=batch.bits_by_key,
+            bits_by_key=cast("Mapping[str, int]", msgspec.Raw(batch.bits_by_key_json)),
             body_digest=batch.body_digest.hex(),
             attempts=attempts,
             in_doubt=in_doubt,

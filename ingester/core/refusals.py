@@ -149,7 +149,9 @@ def without_item(
     rejection = Rejection("refused", refused.reason)
     letter = DeadLetter(records[index], rejection, refused.status, refused.body)
     letters = sorted((*batch.dead_letters, letter), key=lambda each: each.record.offset)
-    emptied = replace(batch, items_count=0, bits=0, bits_by_key={}, dead_letters=tuple(letters))
+    emptied = replace(
+        batch, items_count=0, bits=0, bits_by_key_json=b"{}", dead_letters=tuple(letters)
+    )
     return emptied, letter
 
 

@@ -112,7 +112,7 @@ def test_many_at_once_are_judged_as_one_by_one() -> None:
     assert decode.all_of([*good, b'{"accountId":"y","bits":2}']) is None
     found = decode.all_of(good)
     assert found is not None
-    assert list(zip(*found, strict=True)) == [decode(each) for each in good]
+    assert list(zip(found.events, found.items, strict=True)) == [decode(each) for each in good]
 
 
 def test_half_of_a_pair_of_surrogates_is_never_sent() -> None:
