@@ -158,25 +158,27 @@ class Pipeline:
     ) -> list[Command]:
         """Take one fact and return what is to be done, in order; `now` is a monotonic clock."""
         commands: list[Command] = []
-        match fact:
+        match fact:  # the frequent ones first: each one passed over takes 0.06 us
             case RecordsFetched():
                 self._fetched(fact, now, commands)
             case AttemptEnded():
                 self._attempt_ended(fact, now, commands)
-            case RangeRead():
-                self._range_read(fact, commands)
-            case OffsetsCommitted():
-                self._committed(commands)
-            case CommitFailed():
-                self._commit_failed(fact, now)
-            case DeadLettersWritten():
-                commands += self._settling.dead_letters_written(fact)
             case ReceiptWritten():
                 self._settling.receipt_written(fact)
-            case DeadLettersNotWritten() | ReceiptNotWritten() | RangeNotRead():
-                self._settling.not_done(fact, now)
+            case OffsetsCommitted():
+                self._committed(commands)
+            case Tick():
+                self._tick(now, commands)
             case PositionsReached():
                 self._positions_reached(fact)
+            case CommitFailed():
+                self._commit_failed(fact, now)
+            case RangeRead():
+                self._range_read(fact, commands)
+            case DeadLettersWritten():
+                commands += self._settling.dead_letters_written(fact)
+            case DeadLettersNotWritten() | ReceiptNotWritten() | RangeNotRead():
+                self._settling.not_done(fact, now)
             case ReadFailed():
                 self._read_failed(fact, now, commands)
             case PartitionsAssigned():
@@ -190,8 +192,6 @@ class Pipeline:
             case DrainRequested():
                 self._draining = True
                 self._cut_due(math.inf, now, commands)
-            case Tick():
-                self._tick(now, commands)
             case _:
                 assert_never(fact)
         if self._refusals.waiting:

@@ -49,30 +49,16 @@ class Telemetry:
         self._log: Any = structlog.get_logger()
         self._debug = self._log.is_enabled_for(logging.DEBUG)  # else nobody would read the facts
         self.registry = CollectorRegistry()
-        self._records = Counter(
-            "ingester_records",
-            "Records read from Kafka.",
-            ["topic"],
-            registry=self.registry,
-        )
-        self._items = Counter(
-            "ingester_items",
-            "Items acknowledged by PacSpace.",
-            ["topic"],
-            registry=self.registry,
-        )
-        self._bits = Counter(
+        self._records = _ByTopic("ingester_records", "Records read from Kafka.", self.registry)
+        self._items = _ByTopic("ingester_items", "Items acknowledged by PacSpace.", self.registry)
+        self._bits = _ByTopic(
             "ingester_bits",
             "Bits acknowledged by PacSpace, credits and debits by their size (a float: for rates,"
             " not for invoices).",
-            ["topic"],
-            registry=self.registry,
+            self.registry,
         )
-        self._batches = Counter(
-            "ingester_batches",
-            "Batches acknowledged by PacSpace.",
-            ["topic"],
-            registry=self.registry,
+        self._batches = _ByTopic(
+            "ingester_batches", "Batches acknowledged by PacSpace.", self.registry
         )
         self._requests = Counter(
             "ingester_requests",
@@ -252,7 +238,7 @@ class Telemetry:
         log("partitions.revoked", partitions=_listed(partitions), drained=drained)
 
     def records_fetched(self, topic: str, records_count: int) -> None:
-        self._records.labels(topic).inc(records_count)
+        self._records[topic].inc(records_count)
 
     def attempt_ended(self, batch: Batch, attempt: int, outcome: Outcome, seconds: float) -> None:
         """The canonical line of an attempt; the metrics of a batch once it is acknowledged."""
@@ -260,9 +246,9 @@ class Telemetry:
         self._request_seconds.observe(seconds)
         if isinstance(outcome, Acknowledged):
             topic = batch.partition.topic
-            self._items.labels(topic).inc(batch.items_count)
-            self._bits.labels(topic).inc(abs(batch.bits))
-            self._batches.labels(topic).inc()
+            self._items[topic].inc(batch.items_count)
+            self._bits[topic].inc(abs(batch.bits))
+            self._batches[topic].inc()
             if self._debug:
                 self._log.debug(
                     "batch.acknowledged",
@@ -362,6 +348,18 @@ class Telemetry:
             detail="nothing of it is lost or committed past, and the other partitions go on; mend"
             f" the cause: `ingester resolve {halt.partition}` says by which command it goes on",
         )
+
+
+class _ByTopic(dict[str, Counter]):
+    """A counter for each topic, kept: the client takes 0.7 us to find it, and a batch has three."""
+
+    def __init__(self, name: str, help_text: str, registry: CollectorRegistry) -> None:
+        super().__init__()
+        self._all = Counter(name, help_text, ["topic"], registry=registry)
+
+    def __missing__(self, topic: str) -> Counter:
+        self[topic] = self._all.labels(topic)
+        return self[topic]
 
 
 def _range(batch: Batch) -> dict[str, object]:

@@ -210,6 +210,23 @@ def test_intents_wait_only_while_there_is_enough_to_send() -> None:
     assert committer.next_at(runs_short=True, hurried=False) == 50.005
 
 
+@pytest.mark.parametrize(
+    ("batches", "spacing_seconds"), [(1, 0.005), (10, 0.005), (16, 0.008), (40, 0.01)]
+)
+def test_the_more_a_commit_intends_the_later_may_the_next_be(
+    batches: int, spacing_seconds: float
+) -> None:
+    """A busy worker makes fewer and larger commits; none waits for long."""
+    committer, part = Committer(LONG), partition()
+    cut(committer, part, *((2 * each, 2 * each + 2) for each in range(batches)))
+    begun(committer, now=50.0)
+    succeeded(committer)
+    cut(committer, part, (2 * batches, 2 * batches + 2))
+
+    due = committer.next_at(runs_short=True, hurried=False)
+    assert due == pytest.approx(50.0 + spacing_seconds)
+
+
 def test_what_a_failed_commit_put_back_hurries_no_later_one() -> None:
     """Once it is recorded, positions wait for the interval again."""
     committer = Committer(LONG)
