@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from ingester.audit.books import Entry, Extents, dead_letters, extents, notes
 from ingester.audit.doubts import DoubtSettings, Standing
-from ingester.core.audit import DeadOffsets, Disputes, Finding, PartitionAudit
+from ingester.core.audit import DeadOffsets, Finding, PartitionAudit
+from ingester.core.disputes import Disputes
 from ingester.core.event import Decode, event_decoder
 from ingester.core.intent import Range
 from ingester.core.letters import SourceOffsets

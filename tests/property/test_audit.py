@@ -7,7 +7,8 @@ from operator import itemgetter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingester.core.audit import Cover, DeadOffsets, Disputes, PartitionAudit
+from ingester.core.audit import Cover, DeadOffsets, PartitionAudit
+from ingester.core.disputes import Disputes
 from ingester.core.intent import Range
 from ingester.core.ranges import holds, merged
 from ingester.core.record import TopicPartition

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from ingester.core.audit import DeadOffsets, Disputes, PartitionAudit
+from ingester.core.audit import DeadOffsets, PartitionAudit
 from ingester.core.batch import idempotency_key
+from ingester.core.disputes import Disputes
 from ingester.core.intent import Range
 from ingester.core.receipt import Note, Receipt, Replay, Resolution
 from ingester.core.record import TopicPartition
