@@ -13,8 +13,6 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from typer.core import TyperCommand
 
 from ingester.arguments import AsJson, ConfigFile
@@ -23,6 +21,7 @@ from ingester.core.event import Rejection, UsageEvent, event_decoder
 from ingester.errors import DataError, UsageError
 from ingester.kafka.admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.kafka.writing import RecordWriter, Written
+from ingester.progress import Advance, bar_beside_output
 from ingester.settings import EventSettings, KafkaSettings
 
 _UNACKNOWLEDGED_MAX = 5000  # records waiting for the broker; more would only take memory
@@ -210,27 +209,18 @@ async def _emit(
     sent: asyncio.Queue[tuple[UsageEvent, asyncio.Future[Written]] | None] = asyncio.Queue(
         _UNACKNOWLEDGED_MAX
     )
-    progress = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.completed:,.0f} events acknowledged"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty() or sys.stdout.isatty(),
-    )
-    task = progress.add_task("emit", total=None)
 
     async def send() -> None:
         async for value, event in events:
             await sent.put((event, await writer.send(topic, value, event.accountId.encode())))
         await sent.put(None)
 
-    async def report() -> int:
+    async def report(advance: Advance) -> int:
         acknowledged = 0
         while (each := await sent.get()) is not None:
             await _report(*each, as_json=as_json)
             acknowledged += 1
-            progress.update(task, completed=acknowledged)
+            advance(1)
             if sent.empty():
                 sys.stdout.flush()
         return acknowledged
@@ -238,8 +228,8 @@ async def _emit(
     writer = RecordWriter(settings, compress=True)
     await writer.start()
     try:
-        with progress:
-            _, acknowledged = await asyncio.gather(send(), report())
+        with bar_beside_output("events acknowledged", None) as advance:
+            _, acknowledged = await asyncio.gather(send(), report(advance))
     finally:
         await writer.stop()
     return acknowledged

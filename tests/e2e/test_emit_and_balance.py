@@ -14,7 +14,7 @@ import pytest
 from ingester.local_kafka import LocalKafka, free_ports
 from tests.conftest import TopicFactory
 from tests.support.kafka import read_all
-from tests.support.processes import COMMAND, Ingesters, environment
+from tests.support.processes import COMMAND, Ingesters, environment, said_on_a_terminal
 from tests.support.simulator import Simulator
 from tests.support.waiting import eventually
 from tests.support.workers import Group
@@ -235,6 +235,26 @@ def test_emit_acknowledges_events_as_they_come(
         emitting.kill()
         emitting.stdin.close()
         emitting.wait()
+
+
+def test_acknowledgements_in_a_file_are_counted_on_the_terminal(
+    kafka: LocalKafka, usage_topic: str, tmp_path: Path
+) -> None:
+    """What shows how far it is takes nothing of what goes elsewhere."""
+    settings = {
+        "INGESTER_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+        "INGESTER_TOPIC": usage_topic,
+    }
+    lines = '{"key":"k","accountId":"a","bits":7}\n' * 3
+
+    with (tmp_path / "acknowledged").open("w+") as file:
+        said = said_on_a_terminal(settings, "emit", "-", stdin=lines, stdout=file)
+        file.seek(0)
+        acknowledged = file.readlines()
+
+    assert len(acknowledged) == 3
+    assert all(each.endswith("  7 for k\n") for each in acknowledged)
+    assert "3 events acknowledged" in said
 
 
 def test_emit_to_a_topic_that_is_not_there(emit: Run) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import subprocess
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TopicFactory
-from tests.support.processes import COMMAND, Ingesters, environment
+from tests.support.processes import Ingesters, said_on_a_terminal
 from tests.support.simulator import Simulator
 from tests.support.waiting import eventually
 from tests.support.workers import Group, Worker, totals, usage
@@ -155,7 +152,7 @@ async def test_a_log_level_that_was_chosen_counts_on_a_terminal(
     """Where a bar shows how far it is, only warnings are beside it unless somebody wants more."""
     group = group_of(await topic(1))
     await group.produce(usage(5))
-    settings = environment(group.settings())
+    settings = group.settings()
     settings.pop("INGESTER_LOG_LEVEL")
     settings |= {"INGESTER_LOG_LEVEL": level} if level else {}
 
@@ -163,22 +160,6 @@ async def test_a_log_level_that_was_chosen_counts_on_a_terminal(
 
     assert ("batch.acknowledged" in said) == is_told
     assert "sending" in said
-
-
-def said_on_a_terminal(settings: dict[str, str], *arguments: str) -> str:
-    """What a command writes to standard error, which is a terminal; it has to end with 0."""
-    ours, its = pty.openpty()
-    said = b""
-    with subprocess.Popen(
-        [str(COMMAND), *arguments], env=settings, stdout=subprocess.DEVNULL, stderr=its
-    ) as process:
-        os.close(its)
-        with suppress(OSError):  # EIO: nobody has it open any more
-            while read := os.read(ours, 65536):
-                said += read
-    os.close(ours)
-    assert process.returncode == 0, said
-    return said.decode()
 
 
 async def test_what_only_replays_have_settled_is_reconciled(

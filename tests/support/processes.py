@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from ingester.local_kafka import Keeper
 
@@ -116,3 +119,31 @@ class Ingesters:
         """Kill what still runs."""
         for process in self.processes:
             process.kill()
+
+
+def said_on_a_terminal(
+    settings: Mapping[str, str],
+    *arguments: str,
+    stdin: str = "",
+    stdout: IO[str] | int = subprocess.DEVNULL,
+) -> str:
+    """What a command writes to standard error, which is a terminal; it has to end with 0."""
+    ours, its = pty.openpty()
+    said = b""
+    with subprocess.Popen(
+        [COMMAND, *arguments],
+        env=environment(settings),
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=its,
+    ) as process:
+        os.close(its)
+        assert process.stdin is not None
+        process.stdin.write(stdin.encode())
+        process.stdin.close()
+        with suppress(OSError):  # EIO: nobody has it open any more
+            while read := os.read(ours, 65536):
+                said += read
+    os.close(ours)
+    assert process.returncode == 0, said
+    return said.decode()

@@ -1,12 +1,34 @@
-"""What a worker imports at its start, and what it leaves to those who have a use for it."""
+"""What a command imports at its start, and what it leaves to those who have a use for it."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
+
+import pytest
 
 from ingester.errors import UnavailableError
 from tests.support.processes import environment
+
+DRAWING = {"rich.console", "rich.progress", "rich.pretty", "pygments"}
+SERVING = {"aiohttp.web", "ingester.worker.health"}
+
+
+def modules_of(
+    *arguments: str, settings: Mapping[str, str] | None = None, exit_code: int = 0
+) -> set[str]:
+    """Run a command to its end; return all modules that it imported."""
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ingester", *arguments],
+        env=environment(settings or {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == exit_code, result.stderr
+    lines = (line for line in result.stderr.splitlines() if line.startswith("import time:"))
+    return {line.rpartition("|")[2].strip() for line in lines}
 
 
 def modules_of_a_worker(listen: str) -> set[str]:
@@ -19,16 +41,7 @@ def modules_of_a_worker(listen: str) -> set[str]:
         "INGESTER_HTTP_LISTEN": listen,
         "INGESTER_STARTUP_TIMEOUT_SECONDS": "1",
     }
-    result = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "ingester", "run"],
-        env=environment(settings),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == UnavailableError.exit_code, result.stderr
-    lines = (line for line in result.stderr.splitlines() if line.startswith("import time:"))
-    return {line.rpartition("|")[2].strip() for line in lines}
+    return modules_of("run", settings=settings, exit_code=UnavailableError.exit_code)
 
 
 def test_a_worker_imports_nothing_that_it_does_not_use() -> None:
@@ -36,9 +49,20 @@ def test_a_worker_imports_nothing_that_it_does_not_use() -> None:
     modules = modules_of_a_worker("off")
 
     assert {"structlog.dev", "ingester.worker.loop"} <= modules
-    assert set() == modules & {"rich.console", "rich.pretty", "pygments", "aiohttp.web"}
+    assert set() == modules & (DRAWING | SERVING)
 
 
 def test_a_worker_that_listens_imports_the_server() -> None:
     """What is left out above is looked for in the right way."""
-    assert "aiohttp.web" in modules_of_a_worker("127.0.0.1:0")
+    assert modules_of_a_worker("127.0.0.1:0") >= SERVING
+
+
+@pytest.mark.parametrize("command", ["emit", "balance", "dlq", "reconcile", "replay"])
+def test_what_draws_on_terminals_is_imported_on_terminals(command: str) -> None:
+    """A command that a script runs loads nothing that only people see."""
+    assert set() == modules_of(command, "--help") & DRAWING
+
+
+def test_the_demo_imports_what_draws_its_tables() -> None:
+    """What is left out above is looked for in the right way."""
+    assert {"rich.console", "rich.progress"} <= modules_of("demo", "--help")
