@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, NoReturn
 
 from ingester.backfill.beside_letters import redriven, settled_since
 from ingester.backfill.plan import Plan, Redrive
@@ -131,8 +131,7 @@ class Claim:
                 " wait as before. When you have compared the balances, let them go on (ingester"
                 " resolve TOPIC:PARTITION:OFFSET --as resend), and make another plan"
             )
-        await self.note("ended", claimed)
-        raise UsageError(f"{what} What was sent has receipts. Make the plan again")
+        await self._give_up(claimed, f"{what} What was sent has receipts. Make the plan again")
 
     async def cut(self) -> Sequence[str]:
         """Name the partitions whose log ends before the plan does."""
@@ -167,6 +166,11 @@ class Claim:
             )
             await self._receipts.write_note(note)
 
+    async def _give_up(self, claimed: Mapping[TopicPartition, Range], why: str) -> NoReturn:
+        """End the claims, so that nobody waits for what is not to be sent; UsageError."""
+        await self.note("ended", claimed)
+        raise UsageError(why)
+
     async def notes(self) -> Mapping[TopicPartition, list[Note]]:
         notes = await self._receipts.notes({}, dict.fromkeys(self._extents, 0))
         return {name: [note for _, note in notes[name]] for name in self._extents}
@@ -179,10 +183,10 @@ class Claim:
         if self._plan.redrive is not None:
             settled = await settled_since(self._live, self._plan)
             if settled is not None:
-                await self.note("ended", self._extents)  # in vain: nothing of it was sent
-                raise UsageError(
+                await self._give_up(
+                    self._extents,
                     f"a letter is not to be sent any more since the plan was made, that of"
-                    f" {settled}. Make the plan again"
+                    f" {settled}. Make the plan again",
                 )
         elif not self._plan.forced:
             sent = await redriven(self._live, self._plan.topic, self._extents)
@@ -192,10 +196,10 @@ class Claim:
                 if intersected(selected, sent.get(name, ()))
             ]
             if counted_twice:
-                await self.note("ended", self._extents)
-                raise UsageError(
+                await self._give_up(
+                    self._extents,
                     f"dead letters of {', '.join(counted_twice)} were redriven since the plan was"
-                    " made, or are about to be, and it has their records. Make the plan again"
+                    " made, or are about to be, and it has their records. Make the plan again",
                 )
 
     async def _look_beside(self, claimed: Mapping[TopicPartition, Range]) -> None:
@@ -226,10 +230,10 @@ class Claim:
             for first_offset, next_offset in intersected(selected, intended(stored.get(name)))
         ]
         if doubtful:
-            await self.note("ended", claimed)  # in vain: nothing of it was sent
-            raise UsageError(
+            await self._give_up(
+                claimed,
                 f"a worker of {group} has begun to send {', '.join(doubtful)} since the plan was"
-                " made, and has left it in doubt. Make the plan again"
+                " made, and has left it in doubt. Make the plan again",
             )
         if not self._plan.forced:
             await self._refuse_if_passed(stored, claimed)
@@ -246,11 +250,11 @@ class Claim:
                 self._live, name, selected, found[name], (then, max(then, now))
             )
             if passed:
-                await self.note("ended", claimed)  # in vain: nothing of it was sent
-                raise UsageError(
+                await self._give_up(
+                    claimed,
                     f"{self._plan.group_id} has committed past {counted(length(passed), 'offset')}"
                     f" of {name} since the plan was made, without a receipt: workers with"
-                    " INGESTER_RECEIPTS=off may have settled them. Make the plan again"
+                    " INGESTER_RECEIPTS=off may have settled them. Make the plan again",
                 )
 
     async def _refuse_if_overtaken(
@@ -263,10 +267,10 @@ class Claim:
                 if isinstance(note, Receipt) and note.items and note.replay != self._plan.name
             ]
             if len(others) != redrive.redrives.get(name.partition, 0):
-                await self.note("ended", claimed)  # in vain: nothing of it was sent
-                raise UsageError(
+                await self._give_up(
+                    claimed,
                     f"letters of {name} were sent since the plan was made, perhaps some of these:"
-                    " make it again"
+                    " make it again",
                 )
 
     async def _is_carried_out(self) -> bool:
