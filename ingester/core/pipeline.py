@@ -143,13 +143,16 @@ class Pipeline:
         """Return when a `Tick` is next needed, or None when only a fact can change anything."""
         if self._fenced:
             return self._settling.repeats_at
-        times = (
+        earliest: float | None = None
+        for time in (  # 0.2 us, and 1.3 by `min`, after each fact
             self._dispatcher.wake_at(),
             self._next_commit(),
             self._open.linger_ends_at,
             self._settling.repeats_at,
-        )
-        return min((time for time in times if time is not None), default=None)
+        ):
+            if time is not None and (earliest is None or time < earliest):
+                earliest = time
+        return earliest
 
     # -- facts --------------------------------------------------------------------------------
 

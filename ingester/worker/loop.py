@@ -123,8 +123,9 @@ class Worker:
             keeps_letters=keeps_letters,
         )
         self._watchdog = Watchdog(self._pipeline, self._consumer, telemetry, settings.stall_seconds)
-        self._wake_at: float | None = None
-        self._timer: asyncio.Handle | None = None  # what calls `_tick` at `_wake_at`
+        self._timer: asyncio.TimerHandle | None = None
+        # Calls `_tick` when the pipeline wants it, or before: set anew for what is earlier, and
+        # by `_tick` for what has become later, which is most of it.
         self._progress = asyncio.Event()  # set by each fact; drains wait for it
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None  # the first bug in a task; ends the run
@@ -342,19 +343,21 @@ class Worker:
 
     def _set_timer(self, now: float) -> None:
         wake_at = self._pipeline.wake_at()
-        if wake_at == self._wake_at:
+        if wake_at is None or (self._timer is not None and self._timer.when() <= wake_at):
             return
-        self._wake_at = wake_at
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        if wake_at is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(max(wake_at, now), self._tick)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_at(max(wake_at, now), self._tick)
 
     def _tick(self) -> None:
-        self._wake_at = self._timer = None
-        self._handle(Tick())
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        wake_at = self._pipeline.wake_at()
+        if wake_at is not None and wake_at <= now:
+            self._handle(Tick())
+        else:
+            self._set_timer(now)
 
     def _fail(self, error: BaseException) -> None:
         """End the run because of a bug: what is not committed is safe, what goes on is not."""
