@@ -123,9 +123,10 @@ class Worker:
             keeps_letters=keeps_letters,
         )
         self._watchdog = Watchdog(self._pipeline, self._consumer, telemetry, settings.stall_seconds)
-        self._timer: asyncio.TimerHandle | None = None
-        # Calls `_tick` when the pipeline wants it, or before: set anew for what is earlier, and
-        # by `_tick` for what has become later, which is most of it.
+        self._timer: asyncio.Handle | None = None
+        # Calls `_tick` when the pipeline wants it, or before: set anew for what is earlier, and by
+        # `_tick` for what has become later, which is most of it.
+        self._timer_at = 0.0  # uvloop's handle does not tell
         self._progress = asyncio.Event()  # set by each fact; drains wait for it
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None  # the first bug in a task; ends the run
@@ -343,12 +344,12 @@ class Worker:
 
     def _set_timer(self, now: float) -> None:
         wake_at = self._pipeline.wake_at()
-        if wake_at is None or (self._timer is not None and self._timer.when() <= wake_at):
+        if wake_at is None or (self._timer is not None and self._timer_at <= wake_at):
             return
         if self._timer is not None:
             self._timer.cancel()
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_at(max(wake_at, now), self._tick)
+        self._timer_at = max(wake_at, now)
+        self._timer = asyncio.get_running_loop().call_at(self._timer_at, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
