@@ -41,7 +41,9 @@ from ingester.pacspace import PacspaceClient
 from ingester.settings import Settings
 from ingester.worker.telemetry import Telemetry
 
-_GATHER_SECONDS: Final = 0.005  # a receipt waits for others; at 0 each takes twice the CPU
+_GATHER_SECONDS_MIN: Final = 0.005  # a receipt waits for others; at 0 each takes twice the CPU
+_GATHER_SECONDS_MAX: Final = 0.010  # where there are many: a tenth of the worker's CPU less
+_GATHER_SECONDS_EACH: Final = 0.001  # so long for each that went the last time
 
 Errand = SendBatch | ReadRange | WriteDeadLetters | WriteReceipt | CommitOffsets
 
@@ -82,6 +84,7 @@ class Errands:
         # or after the end of those before them: a broker that is slow gets them in larger groups.
         self._receipting: set[TopicPartition] = set()
         self._departure: asyncio.TimerHandle | None = None
+        self._gather_seconds = _GATHER_SECONDS_MIN  # written by each departure, read by the next
 
     async def start(self) -> None:
         """Connect to what dead letters are written to; UnavailableError when that is impossible."""
@@ -178,13 +181,19 @@ class Errands:
     def _depart_soon(self) -> None:
         if self._departure is None:
             loop = asyncio.get_running_loop()
-            self._departure = loop.call_later(_GATHER_SECONDS, self._depart)
+            self._departure = loop.call_later(self._gather_seconds, self._depart)
 
     def _depart(self) -> None:
         self._departure = None
+        departed_count = 0
         for source in self._gathered.keys() - self._receipting:
+            receipts = self._gathered.pop(source)
+            departed_count += len(receipts)
             self._receipting.add(source)
-            self._run(self._write_receipts(source, self._gathered.pop(source)))
+            self._run(self._write_receipts(source, receipts))
+        self._gather_seconds = min(
+            max(_GATHER_SECONDS_MIN, departed_count * _GATHER_SECONDS_EACH), _GATHER_SECONDS_MAX
+        )
 
     async def _write_receipts(
         self, source: TopicPartition, receipts: Sequence[WriteReceipt]
