@@ -192,7 +192,7 @@ def _nests_too_deep(value: bytes) -> bool:
 
 
 def _has_openings(value: bytes, count: int) -> bool:
-    """Whether so many brackets open: 0.4 us for 10 kB with two of them, 5.6 where they are counted."""
+    """Whether so many brackets open: 0.4 us for 10 kB with two, 5.6 to count them."""
     for bracket in (b"{", b"["):
         found = value.find(bracket)
         while found >= 0:
