@@ -16,7 +16,6 @@ from ingester.core.deadletter import Origin, origin_of
 from ingester.core.intent import Range
 from ingester.core.receipt import Note, decode_note
 from ingester.core.record import Record, TopicPartition
-from ingester.errors import RefusedError
 from ingester.kafka.admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.kafka.client import beginning_offsets, end_offsets
 from ingester.kafka.range import stream
@@ -60,18 +59,8 @@ async def extents(settings: LedgerSettings, topics: Iterable[str]) -> Extents:
     """
     asked = list(dict.fromkeys(topics))
     admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
-    facts = await admin.describe(asked, settings.group_id)
-    for topic in asked:
-        if topic in facts.refused_topics:
-            raise RefusedError(
-                f"the login may not see the topic {topic}. Have the cluster's administrator grant"
-                " READ and DESCRIBE on it."
-            )
-    names = [
-        TopicPartition(topic, number)
-        for topic in asked
-        for number in range(facts.partitions.get(topic) or 0)
-    ]
+    counts = await admin.partition_counts(asked)
+    names = [TopicPartition(topic, number) for topic in asked for number in range(counts[topic])]
     begins = await beginning_offsets(settings, names)
     ends = await end_offsets(settings, names)
     return {name: (begins[name], ends[name]) for name in names}

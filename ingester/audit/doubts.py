@@ -19,7 +19,6 @@ from ingester.core.receipt import Note, Replay, Resolution
 from ingester.core.record import TopicPartition
 from ingester.core.replaying import Replaying
 from ingester.core.start import is_to_go_on, start_of
-from ingester.errors import RefusedError
 from ingester.kafka.admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.kafka.client import beginning_offsets, end_offsets
 from ingester.kafka.range import RangeReader
@@ -269,17 +268,11 @@ async def _partition_counts(
     """How many partitions each topic and its receipts topic have; 0 where there is none yet."""
     receipts_topics = [settings.receipts_topic_for(topic) for topic in topics]
     asked = list(dict.fromkeys([*topics, *receipts_topics]))
-    facts = await admin.describe(asked, settings.group_id)
-    for topic in asked:
-        if topic in facts.refused_topics:
-            raise RefusedError(
-                f"the login may not see the topic {topic}. Have the cluster's administrator grant"
-                " READ and DESCRIBE on it."
-            )
+    counts = await admin.partition_counts(asked)
     for topic in topics:
-        if not facts.partitions.get(topic):
+        if not counts[topic]:
             raise admin.missing_topic(topic)
-    return {topic: facts.partitions.get(topic) or 0 for topic in asked}
+    return counts
 
 
 async def formed(settings: DoubtSettings, standing: Standing) -> Mapping[Range, Batch]:

@@ -28,8 +28,7 @@ async def redriven(
     letters_topic = settings.dead_letter_topic_for(topic)
     places = [letters_topic, settings.receipts_topic_for(letters_topic)]
     admin = KafkaAdmin(settings, timeout_seconds=ADMIN_TIMEOUT_SECONDS)
-    facts = await admin.describe(places, settings.group_id)
-    if not all(facts.partitions.get(place) for place in places):
+    if not all((await admin.partition_counts(places)).values()):
         return {}
     letters = await Letters.open(settings)
     found = letters.redriven

@@ -189,8 +189,7 @@ class ReplayRun:
     async def _partition_counts(self) -> Mapping[str, int]:
         """How many partitions the plan needs; UsageError where the topic has fewer."""
         topic, needed = self._plan.topic, max(self._plan.partitions) + 1
-        facts = await self._admin.describe([topic], self._plan.group_id)
-        count = facts.partitions.get(topic) or 0
+        count = (await self._admin.partition_counts([topic]))[topic]
         if count < needed:
             raise UsageError(
                 f"the plan has partition {needed - 1} of {topic}, which has {count} partitions:"

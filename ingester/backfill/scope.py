@@ -123,8 +123,7 @@ class Selection:
     async def _bounds(self) -> Mapping[TopicPartition, Range]:
         """The part of each partition's log that was asked for; those with nothing are left out."""
         scope, settings = self._scope, self._settings
-        facts = await self._admin.describe([scope.topic], settings.group_id)
-        count = facts.partitions.get(scope.topic)
+        count = (await self._admin.partition_counts([scope.topic]))[scope.topic]
         if not count:
             raise self._admin.missing_topic(scope.topic, named_by="TOPIC")
         if scope.partition is not None and scope.partition >= count:
@@ -151,8 +150,7 @@ class Selection:
         """What the receipts topic says; of a topic that no worker has read there may be none."""
         scope, settings = self._scope, self._settings
         topic = settings.receipts_topic_for(scope.topic)
-        facts = await self._admin.describe([topic], settings.group_id)
-        count = facts.partitions.get(topic) or 0
+        count = (await self._admin.partition_counts([topic]))[topic]
         there = [name for name in asked if name.partition < count]
         found = await Receipts(settings).notes({}, dict.fromkeys(there, 0))
         return {name: found.get(name, ()) for name in asked}

@@ -117,6 +117,25 @@ class KafkaAdmin:
             group=group,
         )
 
+    async def partition_counts(self, topics: Iterable[str]) -> Mapping[str, int]:
+        """How many partitions each topic has, 0 where it does not exist.
+
+        RefusedError for one that the login may not see, which is not to be taken for missing.
+        """
+        metadata = await self._metadata(topics)
+        for error, topic, *_ in metadata.topics:
+            if error in _NOT_PERMITTED:
+                raise RefusedError(
+                    f"the login may not see the topic {topic}. Have the cluster's administrator"
+                    " grant READ and DESCRIBE on it."
+                )
+        return {topic: len(partitions) for _, topic, _, partitions in metadata.topics}
+
+    async def lacking(self, wanted: Mapping[str, int]) -> Sequence[str]:
+        """Return those topics that have fewer partitions than wanted, or cannot be seen."""
+        metadata = await self._metadata(wanted)
+        return [name for name, count in wanted.items() if _partitions_of(metadata, name) < count]
+
     async def topic_configs(self, topics: Iterable[str]) -> Mapping[str, Mapping[str, str] | None]:
         """The settings of topics, those included that are the brokers'; None where not permitted.
 
@@ -169,6 +188,16 @@ class KafkaAdmin:
             )
             for member_id, _, host, _, assignment in found
         ]
+
+    async def wait_for_coordinator(self, group_id: str) -> None:
+        """Wait until the group has one; whether that lets this login in shows when it joins."""
+        request = FindCoordinatorRequest(group_id, _GROUP)
+        async with self._connections.session() as connection:
+            while True:  # ended by the session's timeout
+                response = await connection.send(request)
+                if response.error_code not in _COORDINATOR_COMING:
+                    return
+                await asyncio.sleep(RETRY_BACKOFF_SECONDS)
 
     async def members_count(self, group_id: str) -> int:
         """How many members a group has now, those included that are joining it."""
@@ -246,6 +275,10 @@ class KafkaAdmin:
             f"Kafka at {', '.join(self._servers)} has no topic {name}: correct {named_by}, or"
             f" create it: {command}"
         )
+
+    async def _metadata(self, topics: Iterable[str]) -> Any:
+        async with self._connections.session() as connection:
+            return await connection.send(MetadataRequest(sorted(topics), False))
 
     async def _describe_group(self, connection: Connection, group_id: str) -> str | None:
         error, response = await self._ask_coordinator(

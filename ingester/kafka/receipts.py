@@ -47,20 +47,19 @@ class Receipts:
         self._read_up_to: dict[TopicPartition, int] = {}
         # By the source's partition: written by `starts`, read to tell new decisions from old.
 
-    async def ensure_topics(
-        self, admin: KafkaAdmin, partitions: Mapping[str, int]
-    ) -> tuple[str, ...]:
-        """See to a partition for each of the sources'; return the topics that were created."""
+    async def ensure_topics(self, admin: KafkaAdmin, partitions: Mapping[str, int]) -> None:
+        """See to a partition for each of the sources', of which there are so many."""
+        needed = self.topics_for(partitions)
+        for name in await admin.lacking(needed):
+            await admin.ensure_topic(name, needed[name], KEPT_TOPIC_CONFIG)
+
+    def topics_for(self, partitions: Mapping[str, int]) -> Mapping[str, int]:
+        """The receipts topics of sources with so many partitions each, and how many these need."""
         needed: dict[str, int] = {}
         for topic, partitions_count in partitions.items():
             name = self._settings.receipts_topic_for(topic)
             needed[name] = max(partitions_count, needed.get(name, 0))
-        created = [
-            name
-            for name, partitions_count in needed.items()
-            if await admin.ensure_topic(name, partitions_count, KEPT_TOPIC_CONFIG) == "created"
-        ]
-        return tuple(created)
+        return needed
 
     async def start(self) -> None:
         """Connect; UnavailableError when no broker answers."""

@@ -71,22 +71,20 @@ class Starts:
         return await self._receipts.starts(commits, beginnings)
 
     async def _find_topics(self) -> None:
-        admin = self._admin
-        topics = self._settings.topics
-        facts = await admin.describe(topics, self._settings.group_id)
-        partitions = {topic: facts.partitions.get(topic) or 0 for topic in topics}
-        missing = [topic for topic in topics if not partitions[topic]]
+        admin, settings = self._admin, self._settings
+        counts = await admin.partition_counts(settings.topics)
+        missing = [topic for topic in settings.topics if not counts[topic]]
         if missing:
             raise admin.missing_topic(missing[0])
-        letters = () if self._keeps_letters else map(self._settings.dead_letter_topic_for, topics)
-        for topic in dict.fromkeys(letters):
-            if (
-                await admin.ensure_topic(topic, DEAD_LETTER_PARTITIONS, KEPT_TOPIC_CONFIG)
-                == "created"
-            ):
-                self._telemetry.topic_created(topic)
-        if self._settings.receipts == "on":
-            for topic in await self._receipts.ensure_topics(admin, partitions):
+        await admin.wait_for_coordinator(settings.group_id)
+        own: dict[str, int] = {}
+        if not self._keeps_letters:
+            letters = map(settings.dead_letter_topic_for, settings.topics)
+            own |= dict.fromkeys(letters, DEAD_LETTER_PARTITIONS)
+        if settings.receipts == "on":
+            own |= self._receipts.topics_for(counts)
+        for topic in await admin.lacking(own):
+            if await admin.ensure_topic(topic, own[topic], KEPT_TOPIC_CONFIG) == "created":
                 self._telemetry.topic_created(topic)
 
     async def _patiently(

@@ -79,7 +79,7 @@ async def test_a_topic_that_comes_late(
         await group.settled()
     finally:
         worker.process.kill()
-        names = ["usage-late", "usage-late.dead-letters"]
+        names = ["usage-late", "usage-late.dead-letters", "usage-late.receipts"]
         await delete_topics(kafka.bootstrap_servers, names)
     assert simulator.report()["keys"] == totals(usage(20))
 

@@ -87,6 +87,16 @@ async def test_a_cluster_is_described(kafka: LocalKafka, topic: TopicFactory) ->
     assert not facts.refused_topics
 
 
+async def test_topics_are_counted(kafka: LocalKafka, topic: TopicFactory) -> None:
+    """Each with its partitions; one that is missing, or has too few, lacks something."""
+    name = await topic(3)
+    asked = asking(kafka.bootstrap_servers)
+
+    assert await asked.partition_counts([name, "absent"]) == {name: 3, "absent": 0}
+    assert await asked.lacking({name: 3}) == []
+    assert await asked.lacking({"absent": 1, name: 4}) == ["absent", name]
+
+
 async def test_a_group_of_one_is_counted_in_the_singular(
     kafka: LocalKafka, topic: TopicFactory
 ) -> None:
@@ -278,10 +288,13 @@ async def test_what_a_login_may_not_see(guarded: tuple[str, str]) -> None:
     """Topics and groups that are hidden from a login are told apart from missing ones."""
     await asking(guarded[0], **logged_in("admin")).ensure_topic("hidden", 1, {})
 
-    facts = await asking(guarded[0], **logged_in("reader")).describe(["hidden"], "group")
+    asked = asking(guarded[0], **logged_in("reader"))
+    facts = await asked.describe(["hidden"], "group")
 
     assert facts.refused_topics == {"hidden"}
     assert facts.group is None
+    with pytest.raises(RefusedError, match="grant READ and DESCRIBE on it"):
+        await asked.partition_counts(["hidden"])
 
 
 @pytest.mark.container
