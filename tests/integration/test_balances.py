@@ -13,7 +13,8 @@ from ingester.audit.balances import Answered, NotAsked, read_balances
 from ingester.errors import UnavailableError
 from ingester.pacspace import Balance
 from ingester.settings import PacspaceSettings
-from tests.integration.test_pacspace import API_KEY, BALANCE, Endpoint, endpoint, response
+from tests.integration.http.test_pacspace import API_KEY, BALANCE
+from tests.support.scripted import Endpoint, endpoint, response
 
 
 def settings(found: Endpoint) -> PacspaceSettings:

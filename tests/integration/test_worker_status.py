@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ingester.audit.worker_status import worker_status
-from tests.integration.test_pacspace import answering, endpoint, response
+from tests.support.scripted import answering, endpoint, response
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from ingester.errors import UnavailableError
 from tests.support.processes import environment
 
 DRAWING = {"rich.console", "rich.progress", "rich.pretty", "pygments"}
-SERVING = {"aiohttp.web", "ingester.worker.health"}
+SERVING = {"aiohttp", "aiohttp.web", "ingester.worker.health"}
 
 
 def modules_of(

@@ -6,13 +6,8 @@ import asyncio
 import gzip
 import json
 import ssl
-import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from socket import SO_LINGER, SOL_SOCKET
 from urllib.parse import unquote
 
 import msgspec
@@ -36,8 +31,17 @@ from ingester.pacspace import Agreement, Balance, PacspaceClient, ReadFailed, Un
 from ingester.settings import PacspaceSettings
 from ingester.simulator.options import Options
 from ingester.simulator.server import running
+from tests.support.scripted import (
+    Endpoint,
+    Script,
+    answering,
+    closing_after,
+    endpoint,
+    response,
+    silence,
+)
 
-SELF_SIGNED = Path(__file__).parents[1] / "support" / "self_signed.pem"
+SELF_SIGNED = Path(__file__).parents[2] / "support" / "self_signed.pem"
 API_KEY = "pk_test_public.secret"
 ACKNOWLEDGEMENT = b'{"statusCode":202,"data":{"batchId":"batch_1","itemCount":1}}'
 BALANCE = {
@@ -48,89 +52,6 @@ BALANCE = {
     "lastWriteAt": "2025-06-10T14:30:00.000Z",
     "verified": True,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What came over the wire, byte for byte; header names in lower case."""
-
-    line: str
-    headers: dict[str, str]
-    body: bytes
-
-
-Script = Callable[["Endpoint", asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@dataclass
-class Endpoint:
-    """A TCP server that does with each connection what a script says."""
-
-    script: Script
-    requests: list[Request] = field(default_factory=list)
-    connections: int = 0
-    url: str = ""
-
-    async def take(self, reader: asyncio.StreamReader) -> Request:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        line, *lines = head.rstrip("\r\n").split("\r\n")
-        headers = {name.lower(): value for name, value in (each.split(": ", 1) for each in lines)}
-        body = await reader.readexactly(int(headers.get("content-length", "0")))
-        self.requests.append(Request(line, headers, body))
-        return self.requests[-1]
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        try:
-            await self.script(self, reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client has gone
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def endpoint(script: Script, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Endpoint]:
-    found = Endpoint(script)
-    server = await asyncio.start_server(found.serve, "127.0.0.1", 0, limit=2**22, ssl=tls)
-    async with server:
-        host, port = server.sockets[0].getsockname()
-        found.url = f"http://{host}:{port}"
-        yield found
-
-
-def response(status: int, body: bytes, *headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}", *headers, "", ""]
-    return "\r\n".join(lines).encode() + body
-
-
-def answering(answer: bytes) -> Script:
-    """Answer every request of a connection with these bytes."""
-
-    async def script(
-        found: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        while True:
-            await found.take(reader)
-            writer.write(answer)
-
-    return script
-
-
-def closing_after(answer: bytes, *, reset: bool = False) -> Script:
-    """Take one request, answer with these bytes and close the connection, or reset it."""
-
-    async def script(
-        found: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        await found.take(reader)
-        writer.write(answer)
-        await writer.drain()
-        if reset:
-            socket = writer.get_extra_info("socket")
-            socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
-
-    return script
 
 
 async def written(url: str, body: bytes = b'{"items":[]}', **options: float) -> Outcome:
@@ -288,12 +209,6 @@ async def no_tls(
     writer.write(b"this is no TLS")
 
 
-async def silence(
-    found: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> None:
-    await reader.read()  # until the client goes
-
-
 async def test_a_failed_tls_handshake_is_deferred() -> None:
     """The request does not leave before there is a session."""
     async with endpoint(no_tls) as found:
@@ -389,7 +304,6 @@ async def test_a_request_ends_with_its_timeout(begin: bytes) -> None:
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # what it is about
 async def test_a_refusal_that_comes_before_the_body_was_read_is_an_answer() -> None:
     """An endpoint need not read a megabyte to say that it is too much."""
 
