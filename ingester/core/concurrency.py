@@ -14,8 +14,7 @@ _ROUND_SECONDS_MIN = 0.2  # a busy machine stalls for up to some 30 ms, many req
 _ROUND_TRIPS_MAX = 16  # a round ends after so many answers per request, precise or not
 _HASTE = 4  # rounds are so much shorter while the limit doubles: the step is larger, too
 _ERROR_MAX = 0.1  # standard error of a round's mean latency, relative, below which it is precise
-_ROUNDS_BETWEEN_MAX = 32  # between trials that all fail; at the maximum they cost a percent
-_ROUNDS_AT_MAXIMUM = 8  # before fewer are tried there for the first time
+_ROUNDS_BETWEEN_MAX = 32  # between trials that all fail, or of fewer than all; they cost a percent
 _SMOOTHING = 0.4  # weight of a new round in the latency at a limit; Vector's
 _JUMP = 2.0  # factor on that latency, up or down, after which a trial is due next
 _DECREASE = 0.9  # after a refusal; Vector's and Netflix's
@@ -211,5 +210,5 @@ class Concurrency:
             self._try(now)
         else:
             self._doubling = 0
-            self._rounds_between = self._rounds_left = _ROUNDS_AT_MAXIMUM
+            self._rounds_between = self._rounds_left = _ROUNDS_BETWEEN_MAX
             self._begin_round(now)
