@@ -26,9 +26,13 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from ingester.core.messages import Commit
 from ingester.core.record import TopicPartition
-from ingester.errors import RefusedError, UnavailableError
+from ingester.errors import IngesterError, RefusedError, UnavailableError
 from ingester.kafka.connection import RETRY_BACKOFF_SECONDS, Connection, Connections
-from ingester.kafka.topics import USAGE_PARTITIONS_ADVISED
+from ingester.kafka.topics import (
+    KEPT_TOPIC_CONFIG,
+    SMALL_INDEXES_CONFIG,
+    USAGE_PARTITIONS_ADVISED,
+)
 from ingester.option import Address
 from ingester.settings import KafkaSettings
 
@@ -248,6 +252,14 @@ class KafkaAdmin:
             f"{reason or kafka_errors.for_code(error).__name__}. Have it created:\n"
             f"  {self.create_command(name, partitions, config)}"
         )
+
+    async def ensure_kept_topic(self, name: str, partitions: int) -> Literal["created", "exists"]:
+        """Do the same for a topic of the ingester's own, with small indexes where that may be."""
+        try:
+            config = KEPT_TOPIC_CONFIG | SMALL_INDEXES_CONFIG
+            return await self.ensure_topic(name, partitions, config)
+        except IngesterError:  # some clusters let nobody choose the size of an index
+            return await self.ensure_topic(name, partitions, KEPT_TOPIC_CONFIG)
 
     def create_command(self, name: str, partitions: int, config: Mapping[str, str]) -> str:
         """What somebody with the permission types to create a topic."""

@@ -11,7 +11,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -35,6 +35,7 @@ from ingester.kafka.client import (
     translate,
 )
 from ingester.kafka.connection import client_options
+from ingester.kafka.fetching import fetch_where_sought, look_when_due
 from ingester.kafka.reading import UnreadableRecordError, read_in_lists
 from ingester.settings import Settings
 
@@ -110,8 +111,6 @@ class UsageConsumer:
         self._contact = 0.0
         # When the last request was sent that the coordinator answered: written by heartbeats,
         # commits and assignments, read before each attempt.
-        self._begun = asyncio.Event()
-        # Set while it is known where to begin; cleared by each assignment, awaited by polls.
 
     async def start(self) -> None:
         """Connect and join the group in the background; UnavailableError when no broker answers."""
@@ -121,6 +120,8 @@ class UsageConsumer:
             await self._consumer.stop()
             raise translate(error, "Kafka") from error
         read_in_lists(self._consumer, _POLL_RECORDS_MAX)
+        fetch_where_sought(self._consumer)
+        look_when_due(self._consumer)
         self._watch_membership()
         self._watch_polls()
         listener = _Listener(self._listener, self._place_taken, self._joined, self._begin_at)
@@ -189,12 +190,6 @@ class UsageConsumer:
         """
         try:
             fetched: Any = await self._consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000))
-        except kafka_errors.NoOffsetForPartitionError:
-            # Asked before it was looked up where to begin. The client would ask the group for all
-            # offsets again at each poll: at 512 partitions that was 1.6 s of CPU a start.
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._begun.wait(), POLL_SECONDS)
-            return Fetched({})
         except kafka_errors.OffsetOutOfRangeError as error:
             return Fetched({}, [_position_lost(*each) for each in error.args[0].items()])
         except UnreadableRecordError as error:
@@ -297,12 +292,10 @@ class UsageConsumer:
         self._contact = max(self._contact, time.monotonic())
         self._membership = (self._coordinator.generation, self._coordinator.member_id)
         self._coordinator._start_heartbeat_task()
-        self._begun.clear()
 
     def _begin_at(self, starts: Mapping[TopicPartition, Start]) -> None:
         for name, start in starts.items():
             self.seek(name, start.offset)
-        self._begun.set()
 
     def _still_assigned(self, partitions: Iterable[TopicPartition]) -> list[Any]:
         # pause and resume of the client insist on its own class of partition.

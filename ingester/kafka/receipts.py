@@ -30,7 +30,6 @@ from ingester.errors import IngesterError
 from ingester.kafka.admin import KafkaAdmin
 from ingester.kafka.client import end_offsets
 from ingester.kafka.range import read_to_end
-from ingester.kafka.topics import KEPT_TOPIC_CONFIG
 from ingester.kafka.writing import RecordWriter, WriteProblem
 from ingester.settings import LedgerSettings
 
@@ -51,7 +50,7 @@ class Receipts:
         """See to a partition for each of the sources', of which there are so many."""
         needed = self.topics_for(partitions)
         for name in await admin.lacking(needed):
-            await admin.ensure_topic(name, needed[name], KEPT_TOPIC_CONFIG)
+            await admin.ensure_kept_topic(name, needed[name])
 
     def topics_for(self, partitions: Mapping[str, int]) -> Mapping[str, int]:
         """The receipts topics of sources with so many partitions each, and how many these need."""

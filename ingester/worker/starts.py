@@ -16,7 +16,7 @@ from ingester.errors import UnavailableError
 from ingester.kafka.admin import ADMIN_TIMEOUT_SECONDS, KafkaAdmin
 from ingester.kafka.group import UsageConsumer
 from ingester.kafka.receipts import Receipts, without_receipts
-from ingester.kafka.topics import DEAD_LETTER_PARTITIONS, KEPT_TOPIC_CONFIG
+from ingester.kafka.topics import DEAD_LETTER_PARTITIONS
 from ingester.settings import Settings
 from ingester.worker.telemetry import Telemetry
 
@@ -84,7 +84,7 @@ class Starts:
         if settings.receipts == "on":
             own |= self._receipts.topics_for(counts)
         for topic in await admin.lacking(own):
-            if await admin.ensure_topic(topic, own[topic], KEPT_TOPIC_CONFIG) == "created":
+            if await admin.ensure_kept_topic(topic, own[topic]) == "created":
                 self._telemetry.topic_created(topic)
 
     async def _patiently(

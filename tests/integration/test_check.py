@@ -5,10 +5,10 @@ import json
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from aiokafka import AIOKafkaConsumer
@@ -132,6 +132,45 @@ async def test_a_topic_is_created_once(kafka: LocalKafka) -> None:
     assert outcomes == ["created", "created", "exists", "created"]
     assert partitions == {name: 5}
     assert KEPT_TOPIC_CONFIG.items() <= config.items()
+
+
+class StrictAdmin(KafkaAdmin):
+    """Of a cluster that lets nobody choose the size of an index."""
+
+    async def ensure_topic(
+        self,
+        name: str,
+        partitions: int,
+        config: Mapping[str, str],
+        *,
+        validate_only: bool = False,
+    ) -> Literal["created", "exists"]:
+        if "segment.index.bytes" in config:
+            raise RefusedError(f"Kafka did not create the topic {name}: segment.index.bytes")
+        return await super().ensure_topic(name, partitions, config, validate_only=validate_only)
+
+
+@pytest.mark.parametrize(("kind", "small"), [(KafkaAdmin, True), (StrictAdmin, False)])
+async def test_a_topic_of_our_own_is_made_as_the_cluster_allows(
+    kafka: LocalKafka, kind: type[KafkaAdmin], *, small: bool
+) -> None:
+    """With small indexes, or else with nothing but what keeps its records."""
+    name = f"check-{time.time_ns()}.receipts"
+    asked = kind(
+        KafkaSettings(kafka_bootstrap_servers=(kafka.bootstrap_servers,), topic=("usage",)),
+        timeout_seconds=TIMEOUT_SECONDS,
+    )
+    try:
+        outcomes = [await asked.ensure_kept_topic(name, 3) for _ in range(2)]
+        config = await _topic_config(kafka.bootstrap_servers, name)
+    finally:
+        async with admin(kafka.bootstrap_servers) as client:
+            await client.delete_topics([name])
+
+    assert outcomes == ["created", "exists"]
+    assert KEPT_TOPIC_CONFIG.items() <= config.items()
+    for setting in ("segment.index.bytes", "index.interval.bytes"):
+        assert (config[setting] == "131072") == small
 
 
 async def test_settings_of_topics_are_told(kafka: LocalKafka, topic: TopicFactory) -> None:

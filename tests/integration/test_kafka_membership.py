@@ -16,7 +16,7 @@ from ingester.core.record import TopicPartition
 from ingester.errors import UnavailableError
 from ingester.kafka.admin import KafkaAdmin
 from ingester.kafka.client import POLL_SECONDS
-from ingester.kafka.group import UsageConsumer
+from ingester.kafka.group import Fetched, UsageConsumer
 from ingester.local_kafka import JvmCluster, LocalKafka
 from ingester.local_kafka.jvm import jvm_cluster
 from ingester.settings import Settings
@@ -127,33 +127,42 @@ async def test_a_member_stays_one_while_it_looks_up_where_to_begin(
 
 
 async def test_polls_wait_while_it_is_looked_up_where_to_begin(
-    member: Member, proxy: KafkaProxy
+    member: Member, proxy: KafkaProxy, cluster: JvmCluster
 ) -> None:
-    """The client asks for the group's offsets some times a second, not as often as it can."""
-    questions: list[float] = []
+    """The client asks for no offsets and no records meanwhile, then begins where it was told."""
+    await produce(cluster.bootstrap_servers, member.partition.topic, [{}, {}])
+    member.start = Start(1, Ledger(0, []), {})
+    asked: list[int] = []
     loop = asyncio.get_running_loop()
 
-    async def note(_: Exchange) -> Verdict:
-        questions.append(loop.time())
+    async def note(exchange: Exchange) -> Verdict:
+        asked.append(exchange.api)
         return Verdict.PASS
 
+    for api in (Api.OFFSET_FETCH, Api.LIST_OFFSETS, Api.FETCH):
+        proxy.before[api] = note
     member.may_begin.clear()
     await member.consumer.start()
     async with asyncio.timeout(30):
         await member.looks_up.wait()
-    proxy.before[Api.OFFSET_FETCH] = note
     began = loop.time()
-
-    async def has_asked() -> bool:
-        await member.consumer.poll()
-        return len(questions) >= 6
-
-    await eventually_async(has_asked)
+    polled = [await member.consumer.poll() for _ in range(4)]
+    seconds = loop.time() - began
+    assert asked == []
     member.may_begin.set()
 
-    assert questions[-1] - began > 3 * POLL_SECONDS
-    async with asyncio.timeout(5):
-        await member.has_partition.wait()
+    assert polled == [Fetched({})] * 4
+    assert seconds > 3 * POLL_SECONDS
+    offsets: list[int] = []
+
+    async def is_read() -> bool:
+        records = (await member.consumer.poll()).records
+        offsets.extend(record.offset for each in records.values() for record in each)
+        return bool(offsets)
+
+    await eventually_async(is_read)
+    assert offsets == [1]
+    assert {Api.FETCH} == set(asked)
 
 
 async def test_a_member_that_polls_no_more_leaves(member: Member, settings: Settings) -> None:
