@@ -46,6 +46,8 @@ class Totals(msgspec.Struct):
     """From the first request to the last acknowledgement."""
     cpu_seconds: float = 0.0
     """Of this process, within these seconds."""
+    latency_seconds: float = 0.0
+    """From a whole request to its acknowledgement, on average: timers are late, and cores busy."""
     items_by_tenth: list[int] = msgspec.field(default_factory=list)
     """Those counted in each tenth of a second since the first request, repeated ones left out."""
 
@@ -63,11 +65,12 @@ class Ledger:
         if self._started is None:
             self._started = (time.perf_counter(), time.process_time())
 
-    def acknowledge(self, items: int, bits: int, key: bytes | None) -> int:
-        """Count a write and return its number, from one on."""
+    def acknowledge(self, items: int, bits: int, key: bytes | None, latency_seconds: float) -> int:
+        """Count a write that has waited for so long, and return its number, from one on."""
         assert self._started is not None
         totals = self.totals
         totals.requests += 1
+        totals.latency_seconds += (latency_seconds - totals.latency_seconds) / totals.requests
         if key in self._keys:
             totals.requests_repeated += 1
         else:
@@ -112,7 +115,8 @@ class Connection(asyncio.Protocol):
             self._ledger.request_seen()
             items = self._decode(message.body).items
             found = _KEY.search(message.head)
-            write = (len(items), sum([item.bits for item in items]), found and found[1])
+            bits = sum([item.bits for item in items])
+            write = (len(items), bits, found and found[1], time.perf_counter())
             if self._latency_seconds:
                 loop = asyncio.get_running_loop()
                 loop.call_later(self._latency_seconds, self._acknowledge, *write)
@@ -123,10 +127,10 @@ class Connection(asyncio.Protocol):
         else:
             self._send(b"404 Not Found", b'{"statusCode":404,"error":"Not Found"}')
 
-    def _acknowledge(self, items: int, bits: int, key: bytes | None) -> None:
+    def _acknowledge(self, items: int, bits: int, key: bytes | None, received: float) -> None:
         if self._transport.is_closing():
             return
-        number = self._ledger.acknowledge(items, bits, key)
+        number = self._ledger.acknowledge(items, bits, key, time.perf_counter() - received)
         self._send(
             b"202 Accepted",
             b'{"statusCode":202,"data":{"batchId":"batch_%d","itemCount":%d,"status":"queued",'

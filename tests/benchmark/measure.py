@@ -68,6 +68,8 @@ class Run:
     """Of the endpoint, within `seconds`."""
     machine_cpu_seconds: float
     """Of everything that ran on this machine, within `wall_seconds`."""
+    endpoint_latency_seconds: float
+    """From a whole request to its acknowledgement, on average, as the endpoint saw it."""
     items_by_tenth: tuple[int, ...]
     """What the endpoint acknowledged in each tenth of a second since the first request."""
 
@@ -222,6 +224,7 @@ async def measure_run(
         resident_bytes_max=max(resident_bytes for _, resident_bytes in used),
         endpoint_cpu_seconds=totals.cpu_seconds,
         machine_cpu_seconds=machine_cpu_seconds,
+        endpoint_latency_seconds=totals.latency_seconds,
         items_by_tenth=tuple(totals.items_by_tenth),
     )
 

@@ -68,6 +68,7 @@ class Summary:
     events_per_second_max: float
     steady_events_per_second: float
     climb_seconds: float
+    endpoint_latency_seconds: float
     cpu_seconds_per_million: float
     resident_bytes_max: int
     requests: int
@@ -122,6 +123,7 @@ def _summary(runs: Sequence[Run]) -> Summary:
         events_per_second_max=max(speeds),
         steady_events_per_second=median(run.steady_events_per_second for run in runs),
         climb_seconds=median(run.climb_seconds for run in runs),
+        endpoint_latency_seconds=median(run.endpoint_latency_seconds for run in runs),
         cpu_seconds_per_million=median(run.cpu_seconds_per_million for run in runs),
         resident_bytes_max=max(run.resident_bytes_max for run in runs),
         requests=round(median(run.requests for run in runs)),
@@ -233,6 +235,7 @@ def _ceilings(summaries: Sequence[Summary], capacities: Iterable[Capacity]) -> I
                 workers = each.workload.workers
                 in_flight = contender.requests_in_flight_max * workers
                 permitted = contender.events_permitted(each.latency_ms / 1000) * workers
+                allowed = contender.events_permitted(each.endpoint_latency_seconds) * workers
                 steady = each.steady_events_per_second
                 sentence = (
                     f"{_label(each, summaries)} at {each.latency_ms:g} ms:"
@@ -241,6 +244,9 @@ def _ceilings(summaries: Sequence[Summary], capacities: Iterable[Capacity]) -> I
                     f" {each.events_per_second / permitted:.0%} of that,"
                     f" {steady / permitted:.0%} in the second half of the run, nearly so much after"
                     f" {each.climb_seconds:.1f} s."
+                    f" In fact the endpoint took {each.endpoint_latency_seconds * 1000:.1f} ms, and"
+                    f" with that they permit {allowed:,.0f}:"
+                    f" {each.events_per_second / allowed:.0%}, and {steady / allowed:.0%}."
                 )
                 if contender is INGESTER and workers == 1 and each.latency_ms in possible:
                     bare = possible[each.latency_ms]

@@ -55,6 +55,7 @@ RUN = Run(
     resident_bytes_max=100 * 1024**2,
     endpoint_cpu_seconds=2.0,
     machine_cpu_seconds=30.0,
+    endpoint_latency_seconds=0.0001,
     items_by_tenth=(5_000,) * 200,
 )
 OURS = replace(RUN, contender="ingester", seconds=5.0, cpu_seconds=5.0)
@@ -144,13 +145,15 @@ def test_a_key_counts_once_and_a_write_without_one_every_time() -> None:
     ledger = Ledger()
     ledger.request_seen()
 
-    numbers = [ledger.acknowledge(100, 7, key) for key in (b"a", b"a", b"b", None, None)]
+    waits = {0.01: b"a", 0.02: b"a", 0.03: b"b", 0.04: None, 0.05: None}
+    numbers = [ledger.acknowledge(100, 7, key, seconds) for seconds, key in waits.items()]
 
     totals = ledger.totals
     assert numbers == [1, 2, 3, 4, 5]
     assert (totals.items, totals.bits) == (400, 28)
     assert (totals.requests, totals.requests_repeated, totals.keys) == (5, 1, 2)
     assert sum(totals.items_by_tenth) == 400
+    assert totals.latency_seconds == pytest.approx(0.03)
 
 
 def test_a_blast_states_what_it_adds_up_to() -> None:
@@ -393,6 +396,7 @@ def test_the_report_says_so_when_the_endpoint_may_have_been_the_limit() -> None:
 def test_the_report_says_what_the_requests_in_flight_permit() -> None:
     """At a latency the reader sees how far from the possible a contender stayed."""
     slow = replace(OURS, latency_ms=20.0, seconds=12.5, items_by_tenth=(*(0,) * 5, *(12_000,) * 9))
+    slow = replace(slow, endpoint_latency_seconds=0.025)
     bare = replace(CAPACITY, latency_ms=20.0, items=300_000, seconds=2.0)
 
     below = sentences(summarize([slow]), [CAPACITY, bare], CIRCUMSTANCES)
@@ -400,6 +404,7 @@ def test_the_report_says_what_the_requests_in_flight_permit() -> None:
     assert (
         "ingester at 20 ms: 32 in flight, 100 items each, permit 160,000 events/s;"
         " it reached 50% of that, 75% in the second half of the run, nearly so much after 0.5 s."
+        " In fact the endpoint took 25.0 ms, and with that they permit 128,000: 62%, and 94%."
         " The same bodies over as many bare connections, without Kafka: 150,000 items/s, 94%."
     ) in below
 
