@@ -80,7 +80,7 @@ async def end_offsets(
     asked = list(partitions)
     if not asked:
         return {}
-    async with _reader(settings) as reader:
+    async with _reader(settings, asked) as reader:
         return await offsets_by(reader.end_offsets, asked)
 
 
@@ -91,7 +91,7 @@ async def beginning_offsets(
     asked = list(partitions)
     if not asked:
         return {}
-    async with _reader(settings) as reader:
+    async with _reader(settings, asked) as reader:
         return await offsets_by(reader.beginning_offsets, asked)
 
 
@@ -105,7 +105,7 @@ async def offsets_since(
     if not moments:
         return {}
     asked = {aiokafka.TopicPartition(*name): max(0, moments[name]) for name in moments}
-    async with _reader(settings) as reader:
+    async with _reader(settings, moments) as reader:
         read_in_lists(reader, _LOOKED_AT_MAX)
         found = await reader.offsets_for_times(asked)
         begins = await reader.beginning_offsets(list(asked))
@@ -165,11 +165,23 @@ def group_less_consumer(settings: KafkaSettings) -> AIOKafkaConsumer:
     )
 
 
+async def start_to_ask(consumer: AIOKafkaConsumer, partitions: Iterable[tuple[str, int]]) -> None:
+    """Start a consumer without a group that is about to be asked about partitions.
+
+    Of a topic that it has not been told of the client notices so when asked, and waits for 0.1 s.
+    """
+    await consumer.start()
+    topics = {topic for topic, _ in partitions}
+    consumer._client.set_topics(topics)  # noqa: SLF001 -- its own methods begin to fetch as well
+
+
 @asynccontextmanager
-async def _reader(settings: KafkaSettings) -> AsyncIterator[AIOKafkaConsumer]:
+async def _reader(
+    settings: KafkaSettings, partitions: Iterable[TopicPartition]
+) -> AsyncIterator[AIOKafkaConsumer]:
     reader = group_less_consumer(settings)
     try:
-        await reader.start()
+        await start_to_ask(reader, partitions)
         yield reader
     except kafka_errors.KafkaError as error:
         raise translate(error, "Kafka") from error

@@ -22,7 +22,13 @@ from ingester.core.intent import Range
 from ingester.core.ranges import holds
 from ingester.core.record import Record, TopicPartition
 from ingester.errors import UnavailableError
-from ingester.kafka.client import POLL_SECONDS, closed, group_less_consumer, translate
+from ingester.kafka.client import (
+    POLL_SECONDS,
+    closed,
+    group_less_consumer,
+    start_to_ask,
+    translate,
+)
 from ingester.kafka.reading import UnreadableRecordError, read_in_lists
 from ingester.settings import KafkaSettings
 
@@ -80,7 +86,7 @@ async def _lists_reader(
 ) -> AsyncIterator[AIOKafkaConsumer]:
     consumer = group_less_consumer(settings)
     try:
-        await consumer.start()
+        await start_to_ask(consumer, names)
         read_in_lists(consumer, _READ_RECORDS_MAX)
         yield consumer
     except TimeoutError as error:
@@ -172,7 +178,7 @@ async def first_records(
         return found
     consumer = group_less_consumer(settings)
     try:
-        await consumer.start()
+        await start_to_ask(consumer, ranges)
         read_in_lists(consumer, 1)
         consumer.assign(list(left))
         for name, wanted in left.items():
