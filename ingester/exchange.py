@@ -82,8 +82,8 @@ class Exchanges:
         deadline_seconds = now_seconds + self._request_timeout_seconds
         if self._under_way < self._connections_max:
             self._under_way += 1
-        elif (without := await self._turn(deadline_seconds)) is not None:
-            return without
+        else:
+            await self._turn()
         connection = self._take_kept(now_seconds)
         try:
             if connection is None:
@@ -103,25 +103,19 @@ class Exchanges:
 
     # -- whose turn it is ---------------------------------------------------------------------
 
-    async def _turn(self, deadline_seconds: float) -> NothingSent | None:
-        """Wait until one exchange less is under way, and be the next; or why that will not be."""
+    async def _turn(self) -> None:
+        """Wait until one exchange less is under way, and be the next.
+
+        That is before one's own deadline: those under way came earlier, and so do theirs.
+        """
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:
-            async with asyncio.timeout_at(deadline_seconds):
-                await waiter
-        except TimeoutError:
-            if not waiter.cancelled():
-                self._pass_turn()
-            return self._not_in_time
+            await waiter
         except asyncio.CancelledError:
             if not waiter.cancelled():
                 self._pass_turn()
             raise
-        if not self._is_closed:
-            return None
-        self._pass_turn()
-        return _CLOSED
 
     def _pass_turn(self) -> None:
         while self._waiting:
