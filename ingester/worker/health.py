@@ -7,18 +7,16 @@ Prometheus' text, `/status` where each partition stands, as JSON.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
-from http import HTTPStatus
 
+from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ingester.core.pipeline import Pipeline
 from ingester.core.record import TopicPartition
 from ingester.errors import ConfigurationError
 from ingester.option import Address
-from ingester.worker.pages import Page, PageServer
 from ingester.worker.telemetry import Telemetry
 
 
@@ -36,39 +34,38 @@ class HealthServer:
         self._telemetry = telemetry
         self._group_id = group_id
         self._stalled = stalled
-        self._server = PageServer(
-            {
-                "/healthz": self._healthz,
-                "/readyz": self._readyz,
-                "/metrics": self._metrics,
-                "/status": self._status,
-            }
-        )
+        self._runner: web.AppRunner | None = None
 
-    async def start(self, listen: Address | None) -> None:
-        """Listen; ConfigurationError when the address is taken. None serves nothing."""
-        if listen is None:
-            return
+    async def start(self, listen: Address) -> None:
+        """Listen; ConfigurationError when the address is taken."""
+        app = web.Application()
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/status", self._status)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
         try:
-            await self._server.start(listen)
+            await web.TCPSite(self._runner, *listen).start()
         except OSError as error:
             raise ConfigurationError(
                 f"cannot listen on {listen}: {error.strerror}. Set INGESTER_HTTP_LISTEN to another"
                 " HOST:PORT, or to off."
             ) from error
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Close the listener, if there is one."""
-        self._server.stop()
+        if self._runner is not None:
+            await self._runner.cleanup()
 
-    def _healthz(self) -> Page:
-        return _json({"status": "ok"})
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
 
-    def _readyz(self) -> Page:
+    async def _readyz(self, _: web.Request) -> web.Response:
         ready = self._pipeline.assigned
-        return _json({"ready": ready}, HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
+        return web.json_response({"ready": ready}, status=200 if ready else 503)
 
-    def _metrics(self) -> Page:
+    async def _metrics(self, _: web.Request) -> web.Response:
         self._telemetry.blocked.set(self._pipeline.blocked is not None)
         states = self._pipeline.partitions.values()
         self._telemetry.halted.set(sum(each.halt_reason is not None for each in states))
@@ -77,14 +74,14 @@ class HealthServer:
         self._telemetry.in_flight.set(self._pipeline.in_flight)
         self._telemetry.buffered_bytes.set(self._pipeline.buffered_bytes)
         text = generate_latest(self._telemetry.registry)
-        return Page(HTTPStatus.OK, CONTENT_TYPE_LATEST, text)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    def _status(self) -> Page:
+    async def _status(self, _: web.Request) -> web.Response:
         pipeline = self._pipeline
         held_seconds, held_for = self._hold()
         held_until = datetime.now(UTC) + timedelta(seconds=held_seconds)
         stalled = self._stalled()
-        return _json(
+        return web.json_response(
             {
                 "group": self._group_id,
                 "requestsInFlight": pipeline.in_flight,
@@ -111,7 +108,3 @@ class HealthServer:
         hold = self._pipeline.hold
         seconds = hold.until - asyncio.get_running_loop().time() if hold else 0.0
         return (seconds, hold.reason) if hold and seconds > 0 else (0.0, None)
-
-
-def _json(document: object, status: HTTPStatus = HTTPStatus.OK) -> Page:
-    return Page(status, "application/json; charset=utf-8", json.dumps(document).encode())
