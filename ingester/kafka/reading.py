@@ -7,7 +7,7 @@ transactions, control batches, offsets below the position) is decided as the cli
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, Final
 
@@ -113,7 +113,7 @@ class _Batches:
         self._unread = unread
         self.next_offset = 0  # behind the batch that was looked into last
 
-    def __iter__(self) -> Iterator[Iterator[Record]]:
+    def __iter__(self) -> Iterator[Iterable[Record]]:
         unread = self._unread
         fetch_offset = unread.next_fetch_offset
         fetched = unread._records
@@ -121,8 +121,7 @@ class _Batches:
             batch = fetched.next_batch()
             self.next_offset = batch.next_offset
             if _holds_records(unread, batch):
-                # A batch can be asked for its iterator once, and `islice` asks each time.
-                records: Iterator[Record] = iter(iter(batch).__next__, None)
+                records: Iterable[Record] = batch  # can be asked for its iterator once
                 if unread.next_fetch_offset == fetch_offset:  # a fetch begins with a whole batch
                     records = (record for record in records if record.offset >= fetch_offset)
                 yield records
