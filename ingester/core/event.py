@@ -158,7 +158,7 @@ class Decode:
             pairs = zip(whole, items, strict=True)
             if any(True for v, item in pairs if len(v) - len(item) >= _REPETITION_BYTES_MIN):
                 return None
-        if unusual or items is not whole:
+        if unusual or items is not whole:  # metadata that is no object ends an item otherwise
             decoded = zip(items, events, strict=True)
             if any(True for i, e in decoded if i[-2] != _OBJECT_END and e.metadata is not UNSET):
                 return None

@@ -254,7 +254,7 @@ class KafkaAdmin:
         )
 
     async def ensure_kept_topic(self, name: str, partitions: int) -> Literal["created", "exists"]:
-        """Do the same for a topic of the ingester's own, with small indexes where that may be."""
+        """`ensure_topic` for one of the ingester's own, with small indexes where that may be."""
         try:
             config = KEPT_TOPIC_CONFIG | SMALL_INDEXES_CONFIG
             return await self.ensure_topic(name, partitions, config)
