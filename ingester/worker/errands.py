@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Final, assert_never
 
 from ingester.core.batch import Batch
@@ -118,10 +119,11 @@ class Errands:
         for task in self._tasks:
             task.cancel()
 
-    def _run(self, work: Coroutine[None, None, None]) -> None:
+    def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -190,20 +192,22 @@ class Errands:
             receipts = self._gathered.pop(source)
             departed_count += len(receipts)
             self._receipting.add(source)
-            self._run(self._write_receipts(source, receipts))
+            writing = self._run(self._write_receipts(source, receipts))
+            # Not by the task itself: one that is cancelled before its first step runs no line.
+            writing.add_done_callback(partial(self._arrived, source))
         self._gather_seconds = min(
             max(_GATHER_SECONDS_MIN, departed_count * _GATHER_SECONDS_EACH), _GATHER_SECONDS_MAX
         )
 
+    def _arrived(self, source: TopicPartition, _: object) -> None:
+        self._receipting.discard(source)
+        if source in self._gathered:
+            self._depart_soon()
+
     async def _write_receipts(
         self, source: TopicPartition, receipts: Sequence[WriteReceipt]
     ) -> None:
-        try:
-            outcomes = await self._receipts.write(source, receipts)
-        finally:
-            self._receipting.discard(source)
-            if source in self._gathered:
-                self._depart_soon()
+        outcomes = await self._receipts.write(source, receipts)
         for receipt, written in zip(receipts, outcomes, strict=True):
             batch = receipt.batch
             if isinstance(written, int):
