@@ -47,6 +47,7 @@ from ingester.worker.errands import Errands
 from ingester.worker.reopening import Reopening
 from ingester.worker.starts import Starts
 from ingester.worker.telemetry import Telemetry
+from ingester.worker.timing import call_not_before
 from ingester.worker.watchdog import Watchdog
 
 _RETRY_SECONDS: Final = 2.0  # after a failed poll
@@ -349,7 +350,7 @@ class Worker:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = max(wake_at, now)
-        self._timer = asyncio.get_running_loop().call_at(self._timer_at, self._tick)
+        self._timer = call_not_before(self._timer_at, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
