@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from math import inf
 from typing import Final
 
-from ingester.core.delivery import Answer, AnswerLost, NothingSent
+from ingester.core.delivery import Answer, AnswerLost, NothingSent, Response
 from ingester.dialling import Dialler
 from ingester.http1 import Connection
 
@@ -74,10 +74,11 @@ class Exchanges:
 
         Whatever happens is an answer, nothing is raised.
         """
+        begun = self.begin(method, path, body, headers)
+        if begun is not None:
+            return await begun
         if self._is_closed:
             return _CLOSED
-        length = f"Content-Length: {len(body)}\r\n" if body else ""
-        head = f"{method} {path} HTTP/1.1\r\n{self._head}{headers}{length}\r\n".encode()
         now_seconds = asyncio.get_running_loop().time()
         deadline_seconds = now_seconds + self._request_timeout_seconds
         if self._under_way < self._connections_max:
@@ -91,15 +92,53 @@ class Exchanges:
                 if isinstance(opened, NothingSent):
                     return opened
                 connection = opened
-            self._deadlines[connection] = deadline_seconds
-            self._look_by(deadline_seconds)
-            return await connection.send(head + body)
-        except Exception as error:  # noqa: BLE001 -- it may have left, whatever went wrong then
+        except Exception as error:  # noqa: BLE001 -- whatever went wrong is an answer
             return AnswerLost(f"{type(error).__name__}: {error}")
         finally:
-            if connection is not None:
-                self._put_back(connection)
-            self._pass_turn()
+            if connection is None:
+                self._pass_turn()
+        request = self._request(method, path, body, headers)
+        return await self._send(connection, request, deadline_seconds)
+
+    def begin(
+        self, method: str, path: str, body: bytes = b"", headers: str = ""
+    ) -> asyncio.Future[Response | AnswerLost] | None:
+        """Send one request at once over a connection that is kept; None, unsent, without one.
+
+        `exchange` sends when the loop comes to it: by then it may have read a bunch of answers.
+        """
+        if self._is_closed or self._under_way >= self._connections_max:
+            return None
+        now_seconds = asyncio.get_running_loop().time()
+        connection = self._take_kept(now_seconds)
+        if connection is None:
+            return None
+        self._under_way += 1
+        request = self._request(method, path, body, headers)
+        return self._send(connection, request, now_seconds + self._request_timeout_seconds)
+
+    def _request(self, method: str, path: str, body: bytes, headers: str) -> bytes:
+        length = f"Content-Length: {len(body)}\r\n" if body else ""
+        head = f"{method} {path} HTTP/1.1\r\n{self._head}{headers}{length}\r\n"
+        return head.encode() + body
+
+    def _send(
+        self, connection: Connection, request: bytes, deadline_seconds: float
+    ) -> asyncio.Future[Response | AnswerLost]:
+        self._deadlines[connection] = deadline_seconds
+        self._look_by(deadline_seconds)
+        try:
+            answer = connection.send(request)
+        except Exception as error:  # noqa: BLE001 -- it may have left, whatever went wrong then
+            answer = asyncio.get_running_loop().create_future()
+            answer.set_result(AnswerLost(f"{type(error).__name__}: {error}"))
+        # Called before whoever awaits the answer goes on, and also when nobody does any more.
+        answer.add_done_callback(lambda _: self._ended(connection))
+        return answer
+
+    def _ended(self, connection: Connection) -> None:
+        self._put_back(connection)
+        self._pass_turn()
 
     # -- whose turn it is ---------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ asynchronous client.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
 from typing import Final, Literal, Self
 from urllib.parse import quote
@@ -133,12 +133,24 @@ class PacspaceClient:
         """Close all connections; requests under way end with their answers lost."""
         await self._exchanges.aclose()
 
-    async def write(self, body: bytes, *, idempotency_key: str, items_count: int) -> Outcome:
-        """Post an encoded body of `items_count` items once and say what became of it."""
-        if not idempotency_key or not idempotency_key.isprintable():
-            raise ValueError(f"no header can carry the key {idempotency_key!r}")
+    def begin_write(self, body: bytes, *, idempotency_key: str) -> Awaitable[Answer] | None:
+        """Send a write at once where a connection is kept; `write` takes it, and says the rest."""
+        return self._exchanges.begin("POST", WRITES_PATH, body, _key_line(idempotency_key))
+
+    async def write(
+        self,
+        body: bytes,
+        *,
+        idempotency_key: str,
+        items_count: int,
+        begun: Awaitable[Answer] | None = None,
+    ) -> Outcome:
+        """Post an encoded body of `items_count` items once and say what became of it.
+
+        What was `begun` with the same body and key is waited for, and not sent again.
+        """
         answer = await self._exchange(
-            "POST", WRITES_PATH, body, f"{IDEMPOTENCY_KEY_HEADER}: {idempotency_key}\r\n"
+            "POST", WRITES_PATH, body, _key_line(idempotency_key), begun=begun
         )
         return judge(answer, items_count=items_count, now=datetime.now(UTC))
 
@@ -192,16 +204,28 @@ class PacspaceClient:
         return await self._exchange("GET", path)
 
     async def _exchange(
-        self, method: str, path: str, body: bytes = b"", headers: str = ""
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: str = "",
+        *,
+        begun: Awaitable[Answer] | None = None,
     ) -> Answer:
         """Send one request; no answer repeats the API key, for answers are quoted and kept."""
-        answer = await self._exchanges.exchange(method, path, body, headers)
+        answer = await (begun or self._exchanges.exchange(method, path, body, headers))
         if isinstance(answer, Response):
             if self._api_key.encode() not in answer.body:
                 return answer
             shown = self._api_key_shown.encode()
             return replace(answer, body=answer.body.replace(self._api_key.encode(), shown))
         return replace(answer, reason=answer.reason.replace(self._api_key, self._api_key_shown))
+
+
+def _key_line(idempotency_key: str) -> str:
+    if not idempotency_key or not idempotency_key.isprintable():
+        raise ValueError(f"no header can carry the key {idempotency_key!r}")
+    return f"{IDEMPOTENCY_KEY_HEADER}: {idempotency_key}\r\n"
 
 
 def compare(balance: Balance | UnknownKey, expected: int) -> Agreement:
