@@ -212,6 +212,61 @@ async def test_the_connection_used_last_is_used_next() -> None:
     assert 1 == len(served)
 
 
+# -- exchanges that begin at once ---------------------------------------------------------------
+
+
+async def test_what_is_begun_leaves_before_anybody_waits_for_it() -> None:
+    """The server has the request while its answer is not asked for yet, over the same connection."""
+    async with endpoint(answering(response(202, BODY))) as found, exchanges(found.url) as made:
+        await made.exchange("GET", "/")
+
+        async def arrived() -> bool:
+            return len(found.requests) == 2
+
+        begun = made.begin("POST", "/", b"begun", "X-Key: 1\r\n")
+        assert begun is not None
+        await eventually_async(arrived)
+        answer = await begun
+        later = made.begin("GET", "/")
+        assert later is not None
+        await later
+
+    assert Response(202, {}, BODY) == answer
+    assert (b"begun", "1") == (found.requests[1].body, found.requests[1].headers["x-key"])
+    assert 1 == found.connections
+
+
+async def test_nothing_begins_without_a_connection_that_is_free() -> None:
+    """Neither before the first, nor while all are busy, nor after the end; and nothing is sent."""
+    async with endpoint(silence) as found, exchanges(found.url) as made:
+        assert made.begin("GET", "/") is None
+        assert 0 == found.connections
+    async with endpoint(answering(response(202, BODY))) as found:
+        async with exchanges(found.url, connections_max=1) as made:
+            await made.exchange("GET", "/")
+            begun = made.begin("GET", "/")
+            assert begun is not None
+            assert made.begin("GET", "/") is None
+            await begun
+        assert made.begin("GET", "/") is None
+
+    assert 2 == len(found.requests)
+
+
+async def test_what_is_begun_and_given_up_ends_its_connection_and_makes_room() -> None:
+    """Its answer may still come, and must not be taken for that of the next."""
+    async with endpoint(answering(response(202, BODY))) as found:
+        async with exchanges(found.url, connections_max=1) as made:
+            await made.exchange("GET", "/")
+            begun = made.begin("GET", "/")
+            assert begun is not None
+            begun.cancel()
+            answer = await made.exchange("GET", "/")
+
+    assert Response(202, {}, BODY) == answer
+    assert 2 == found.connections
+
+
 # -- timeouts, cancellation, closing ------------------------------------------------------------
 
 
