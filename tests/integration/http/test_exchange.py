@@ -216,7 +216,7 @@ async def test_the_connection_used_last_is_used_next() -> None:
 
 
 async def test_what_is_begun_leaves_before_anybody_waits_for_it() -> None:
-    """The server has the request while its answer is not asked for yet, over the same connection."""
+    """The server has the request while nobody asks for its answer yet."""
     async with endpoint(answering(response(202, BODY))) as found, exchanges(found.url) as made:
         await made.exchange("GET", "/")
 
@@ -255,13 +255,15 @@ async def test_nothing_begins_without_a_connection_that_is_free() -> None:
 
 async def test_what_is_begun_and_given_up_ends_its_connection_and_makes_room() -> None:
     """Its answer may still come, and must not be taken for that of the next."""
-    async with endpoint(answering(response(202, BODY))) as found:
-        async with exchanges(found.url, connections_max=1) as made:
-            await made.exchange("GET", "/")
-            begun = made.begin("GET", "/")
-            assert begun is not None
-            begun.cancel()
-            answer = await made.exchange("GET", "/")
+    async with (
+        endpoint(answering(response(202, BODY))) as found,
+        exchanges(found.url, connections_max=1) as made,
+    ):
+        await made.exchange("GET", "/")
+        begun = made.begin("GET", "/")
+        assert begun is not None
+        begun.cancel()
+        answer = await made.exchange("GET", "/")
 
     assert Response(202, {}, BODY) == answer
     assert 2 == found.connections
