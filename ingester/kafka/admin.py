@@ -51,11 +51,19 @@ _THERE: Final[Mapping[int, Literal["created", "exists"]]] = {
     kafka_errors.NoError.errno: "created",
     kafka_errors.TopicAlreadyExistsError.errno: "exists",
 }
+_NOT_WITH_THIS_CONFIG = {
+    kafka_errors.InvalidConfigurationError.errno,
+    kafka_errors.PolicyViolationError.errno,
+}
 _NOT_PERMITTED = {
     kafka_errors.TopicAuthorizationFailedError.errno,
     kafka_errors.ClusterAuthorizationFailedError.errno,
     kafka_errors.PolicyViolationError.errno,
 }
+
+
+class TopicConfigRefusedError(RefusedError):
+    """The cluster makes no topic with these settings; without some of them it may."""
 
 
 class KafkaFacts(msgspec.Struct, frozen=True):
@@ -246,7 +254,11 @@ class KafkaAdmin:
                     await asyncio.sleep(RETRY_BACKOFF_SECONDS)
                     metadata = await connection.send(MetadataRequest([name], False))
                 return _THERE[error]
-        kind = RefusedError if error in _NOT_PERMITTED else UnavailableError
+        kind: type[IngesterError] = UnavailableError
+        if error in _NOT_WITH_THIS_CONFIG:
+            kind = TopicConfigRefusedError
+        elif error in _NOT_PERMITTED:
+            kind = RefusedError
         raise kind(
             f"Kafka did not create the topic {name}: "
             f"{reason or kafka_errors.for_code(error).__name__}. Have it created:\n"
@@ -258,7 +270,7 @@ class KafkaAdmin:
         try:
             config = KEPT_TOPIC_CONFIG | SMALL_INDEXES_CONFIG
             return await self.ensure_topic(name, partitions, config)
-        except IngesterError:  # some clusters let nobody choose the size of an index
+        except TopicConfigRefusedError:  # some clusters let nobody choose the size of an index
             return await self.ensure_topic(name, partitions, KEPT_TOPIC_CONFIG)
 
     def create_command(self, name: str, partitions: int, config: Mapping[str, str]) -> str:

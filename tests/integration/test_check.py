@@ -135,7 +135,9 @@ async def test_a_topic_is_created_once(kafka: LocalKafka) -> None:
 
 
 class StrictAdmin(KafkaAdmin):
-    """Of a cluster that lets nobody choose the size of an index."""
+    """Of a cluster that takes no size of an index: here, because it is one that no broker takes."""
+
+    requests = 0
 
     async def ensure_topic(
         self,
@@ -145,9 +147,9 @@ class StrictAdmin(KafkaAdmin):
         *,
         validate_only: bool = False,
     ) -> Literal["created", "exists"]:
-        if "segment.index.bytes" in config:
-            raise RefusedError(f"Kafka did not create the topic {name}: segment.index.bytes")
-        return await super().ensure_topic(name, partitions, config, validate_only=validate_only)
+        self.requests += 1
+        sized = {each: "0" if each == "segment.index.bytes" else config[each] for each in config}
+        return await super().ensure_topic(name, partitions, sized, validate_only=validate_only)
 
 
 @pytest.mark.parametrize(("kind", "small"), [(KafkaAdmin, True), (StrictAdmin, False)])
@@ -171,6 +173,20 @@ async def test_a_topic_of_our_own_is_made_as_the_cluster_allows(
     assert KEPT_TOPIC_CONFIG.items() <= config.items()
     for setting in ("segment.index.bytes", "index.interval.bytes"):
         assert (config[setting] == "131072") == small
+
+
+async def test_only_a_cluster_that_refuses_small_indexes_is_asked_for_large_ones() -> None:
+    """One that does not answer is asked again later: a topic keeps what it was made with."""
+    (port,) = free_ports(1)
+    asked = StrictAdmin(
+        KafkaSettings(kafka_bootstrap_servers=(f"127.0.0.1:{port}",), topic=("usage",)),
+        timeout_seconds=TIMEOUT_SECONDS,
+    )
+
+    with pytest.raises(UnavailableError, match="refuses connections"):
+        await asked.ensure_kept_topic("usage.receipts", 3)
+
+    assert 1 == asked.requests
 
 
 async def test_settings_of_topics_are_told(kafka: LocalKafka, topic: TopicFactory) -> None:
