@@ -22,7 +22,7 @@ demo: $(STAMP) ## Kafka, simulator and ingester on this machine: a settlement, t
 
 test: $(STAMP) ## all tests, on a real broker (Docker engine, or a JVM with Maven)
 	@echo "==> running the tests; the first run fetches a Kafka (about 60 MB)"
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 2
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 2
 
 SEEDS ?= 10000
 SEED ?= 0
