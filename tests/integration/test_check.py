@@ -213,7 +213,7 @@ async def test_a_validation_creates_nothing(kafka: LocalKafka) -> None:
 
 async def test_a_topic_that_kafka_refuses_comes_with_the_reason(kafka: LocalKafka) -> None:
     """The broker's own reason and the command for another attempt are in the error."""
-    with pytest.raises(UnavailableError, match=r"(?s)retention\.ms.*--topic bad --partitions 1"):
+    with pytest.raises(RefusedError, match=r"(?s)retention\.ms.*--topic bad --partitions 1"):
         await asking(kafka.bootstrap_servers).ensure_topic("bad", 1, {"retention.ms": "soon"})
 
 
