@@ -105,7 +105,8 @@ class Exchanges:
     ) -> asyncio.Future[Response | AnswerLost] | None:
         """Send one request at once over a connection that is kept; None, unsent, without one.
 
-        `exchange` sends when the loop comes to it: by then it may have read a bunch of answers.
+        A task that awaits `exchange` sends in its first turn of the loop, which may have read a
+        bunch of answers by then.
         """
         if self._is_closed or self._under_way >= self._connections_max:
             return None

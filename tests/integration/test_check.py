@@ -7,7 +7,6 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -26,10 +25,10 @@ from tests.conftest import TopicFactory
 from tests.support.kafka import admin
 from tests.support.processes import Ingesters
 from tests.support.simulator import Simulator
+from tests.support.tls import SELF_SIGNED, server_context
 
 TIMEOUT_SECONDS = 5.0
 SECRET = "hunter2hunter2"
-SELF_SIGNED = Path(__file__).parents[1] / "support" / "self_signed.pem"
 
 
 def asking(servers: str, **settings: Any) -> KafkaAdmin:
@@ -46,12 +45,6 @@ def logged_in(user: str, password: str = SECRET, mechanism: str = "PLAIN") -> di
         "kafka_sasl_username": user,
         "kafka_sasl_password": password,
     }
-
-
-def self_signed() -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(SELF_SIGNED)
-    return context
 
 
 @asynccontextmanager
@@ -276,14 +269,14 @@ async def test_tls_where_there_is_none(kafka: LocalKafka) -> None:
 
 async def test_a_certificate_that_is_not_trusted() -> None:
     """A broker's certificate of an unknown authority is told with the setting that names one."""
-    async with server(None, tls=self_signed()) as address:
+    async with server(None, tls=server_context()) as address:
         with pytest.raises(UnavailableError, match="INGESTER_KAFKA_SSL_CA_FILE"):
             await asking(address, kafka_security_protocol="SSL").describe([], "group")
 
 
 async def test_a_certificate_that_is_trusted_by_its_file() -> None:
     """With its authority named, the connection gets past TLS (to a server that is no broker)."""
-    async with server(None, tls=self_signed()) as address:
+    async with server(None, tls=server_context()) as address:
         trusting = asking(
             address, kafka_security_protocol="SSL", kafka_ssl_ca_file=str(SELF_SIGNED)
         )
@@ -439,7 +432,7 @@ async def test_what_keeps_a_request_from_leaving(kafka: LocalKafka, topic: Topic
     remedies: dict[str, str] = {}
     async with (
         server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as plain,
-        server(None, tls=self_signed()) as untrusted,
+        server(None, tls=server_context()) as untrusted,
     ):
         for kind, url in {
             "name": "https://pacspace.invalid",

@@ -7,7 +7,6 @@ import socket
 import ssl
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
@@ -23,18 +22,15 @@ from tests.support.scripted import (
     response,
     silence,
 )
+from tests.support.tls import SELF_SIGNED, server_context
 from tests.support.waiting import eventually_async
-
-SELF_SIGNED = Path(__file__).parents[2] / "support" / "self_signed.pem"
 
 
 @pytest.fixture
 def certified(monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     """What a server for localhost needs, and clients that trust it."""
     monkeypatch.setenv("SSL_CERT_FILE", str(SELF_SIGNED))
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(SELF_SIGNED)
-    return context
+    return server_context()
 
 
 async def test_tls_serves_many_exchanges(certified: ssl.SSLContext) -> None:

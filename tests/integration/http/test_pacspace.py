@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import ssl
 import time
-from pathlib import Path
 from urllib.parse import unquote
 
 import msgspec
@@ -40,8 +38,8 @@ from tests.support.scripted import (
     response,
     silence,
 )
+from tests.support.tls import server_context
 
-SELF_SIGNED = Path(__file__).parents[2] / "support" / "self_signed.pem"
 API_KEY = "pk_test_public.secret"
 ACKNOWLEDGEMENT = b'{"statusCode":202,"data":{"batchId":"batch_1","itemCount":1}}'
 BALANCE = {
@@ -220,12 +218,10 @@ async def test_a_failed_tls_handshake_is_deferred() -> None:
 async def test_what_kept_a_request_from_leaving_is_said_in_an_operators_words() -> None:
     """Each kind has a sentence with the address and nothing of the client's own."""
     (port,) = free_ports(1)
-    certified = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    certified.load_cert_chain(SELF_SIGNED)
     async with (
         endpoint(silence) as silent,
         endpoint(no_tls) as plain,
-        endpoint(closing_after(b""), tls=certified) as untrusted,
+        endpoint(closing_after(b""), tls=server_context()) as untrusted,
     ):
         where = [each.url.removeprefix("http://") for each in (silent, plain, untrusted)]
         expected = {
